@@ -1,0 +1,11 @@
+//! The cluster-cache: a pool of small typed objects, cached where they are used, kept
+//! sequentially consistent by write-invalidate and replicated in other nodes' memory with
+//! one-sided verbs.
+//!
+//! Servers and the personality use [`cache::Cache`]; only a node's ccache protection domain runs
+//! the protocol itself.
+
+pub mod cache;
+pub mod local;
+pub mod name;
+pub mod set;

@@ -1,0 +1,17 @@
+//! What the servers say to each other and to the personality: the layouts of the objects they
+//! keep in the cluster-cache, and one request enum per server.
+//!
+//! Requests and replies are `postcard` over a channel's window. Each request's doc says whether
+//! it is idempotent: after a server's death exactly that decides whether a client may retry.
+
+pub mod console;
+pub mod errno;
+pub mod memory;
+pub mod posix;
+pub mod process;
+pub mod vfs;
+
+pub use errno::Errno;
+
+/// Every server's reply.
+pub type Answer<T> = Result<T, Errno>;

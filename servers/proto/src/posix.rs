@@ -1,0 +1,41 @@
+//! What control asks of a node's personality.
+
+use crate::process::Pid;
+use crate::Answer;
+use serde::{Deserialize, Serialize};
+
+/// Where a spawned program's descriptors 0, 1 and 2 lead.
+#[derive(Clone, PartialEq, Eq, Debug, Serialize, Deserialize)]
+pub enum Stdio {
+    /// These three pipes (stdin's read end, stdout's and stderr's write ends), made by the caller.
+    Pipes([u64; 3]),
+    /// A terminal, for all three.
+    Tty(u32),
+    /// /dev/null, for all three.
+    Null,
+}
+
+/// A request to the personality.
+#[derive(Clone, PartialEq, Eq, Debug, Serialize, Deserialize)]
+pub enum Request {
+    /// Starts a program on this node: `argv[0]` is looked up in PATH of `env` unless it has a slash.
+    /// Replies its PID. Not idempotent.
+    Spawn {
+        argv: Vec<Vec<u8>>,
+        env: Vec<Vec<u8>>,
+        cwd: Vec<u8>,
+        uid: u32,
+        gid: u32,
+        groups: Vec<u32>,
+        stdio: Stdio,
+    },
+    /// Publishes what this node's personality keeps in volatile slabs, and holds every thread at a
+    /// call boundary until [`Request::Thaw`]. Idempotent.
+    Freeze,
+    /// Lets the threads go on. Idempotent.
+    Thaw,
+}
+
+/// The personality's reply.
+pub type Response = Answer<Pid>;
+
