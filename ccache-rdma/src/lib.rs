@@ -9,3 +9,5 @@ pub mod cache;
 pub mod local;
 pub mod name;
 pub mod set;
+pub mod lease;
+pub mod view;

@@ -1,0 +1,372 @@
+//! Views: who is in the cluster and which nodes hold each shard.
+//!
+//! A view is decided by a majority of the members of the view before it (the `member` protection
+//! domain) and then obeyed by every ccache. Everything here is a pure, deterministic function of
+//! the view before: two members that apply the same commands in the same order have equal views.
+
+use crate::name::{SHARDS, Shard};
+use serde::{Deserialize, Serialize};
+
+/// Most data nodes of a cluster; slots are `0..MAX_NODES`.
+pub const MAX_NODES: usize = 16;
+/// Copies of each shard when there are at least as many members.
+pub const COPIES: usize = 3;
+
+/// A set of node slots.
+#[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Default, Serialize, Deserialize)]
+pub struct Slots(pub u16);
+
+impl Slots {
+    /// No slot.
+    pub const NONE: Slots = Slots(0);
+    /// Only `slot` (empty for a slot out of range).
+    pub const fn one(slot: u8) -> Slots {
+        if (slot as usize) < MAX_NODES { Slots(1 << slot) } else { Slots(0) }
+    }
+    /// Whether `slot` is in it.
+    pub const fn contains(self, slot: u8) -> bool {
+        self.0 & Slots::one(slot).0 != 0
+    }
+    /// With `slot`.
+    #[must_use]
+    pub const fn with(self, slot: u8) -> Slots {
+        Slots(self.0 | Slots::one(slot).0)
+    }
+    /// Without `slot`.
+    #[must_use]
+    pub const fn without(self, slot: u8) -> Slots {
+        Slots(self.0 & !Slots::one(slot).0)
+    }
+    /// In either.
+    #[must_use]
+    pub const fn union(self, other: Slots) -> Slots {
+        Slots(self.0 | other.0)
+    }
+    /// In both.
+    #[must_use]
+    pub const fn intersection(self, other: Slots) -> Slots {
+        Slots(self.0 & other.0)
+    }
+    /// In this and not in `other`.
+    #[must_use]
+    pub const fn minus(self, other: Slots) -> Slots {
+        Slots(self.0 & !other.0)
+    }
+    /// How many.
+    pub const fn len(self) -> usize {
+        self.0.count_ones() as usize
+    }
+    /// Whether there is none.
+    pub const fn is_empty(self) -> bool {
+        self.0 == 0
+    }
+    /// The slots, ascending.
+    pub fn iter(self) -> impl Iterator<Item = u8> {
+        (0..MAX_NODES as u8).filter(move |s| self.contains(*s))
+    }
+}
+
+impl FromIterator<u8> for Slots {
+    fn from_iter<I: IntoIterator<Item = u8>>(slots: I) -> Slots {
+        slots.into_iter().fold(Slots::NONE, Slots::with)
+    }
+}
+
+impl std::fmt::Debug for Slots {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_set().entries(self.iter()).finish()
+    }
+}
+
+/// A node of the view.
+#[derive(Clone, PartialEq, Eq, Debug, Serialize, Deserialize)]
+pub struct Member {
+    /// Slot, 0 to 15.
+    pub slot: u8,
+    /// Start of its kernel process: a node that comes back has a higher one.
+    pub incarnation: u64,
+    /// Where its ccache listens: a Unix socket's path.
+    pub path: String,
+}
+
+/// The nodes that hold one shard.
+#[derive(Clone, Copy, PartialEq, Eq, Debug, Default, Serialize, Deserialize)]
+pub struct Replicas {
+    /// Its primary; `None` once every complete copy is lost (the shard is then refused).
+    pub primary: Option<u8>,
+    /// Complete copies besides the primary's.
+    pub backups: Slots,
+    /// Nodes that receive every write already, and count once the copier has passed (rule 32).
+    pub rebuilding: Slots,
+}
+
+impl Replicas {
+    /// Nodes with a complete copy, the primary included.
+    pub fn complete(&self) -> Slots {
+        self.primary.map_or(self.backups, |p| self.backups.with(p))
+    }
+    /// Every node that a write goes to.
+    pub fn all(&self) -> Slots {
+        self.complete().union(self.rebuilding)
+    }
+}
+
+/// A view. `epoch` counts them, from 1; 0 is "none yet".
+#[derive(Clone, PartialEq, Eq, Debug, Default, Serialize, Deserialize)]
+pub struct View {
+    /// Number of this view.
+    pub epoch: u64,
+    /// The nodes, ascending by slot.
+    pub members: Vec<Member>,
+    /// [`SHARDS`] entries, by shard number (none in the view with epoch 0).
+    pub shards: Vec<Replicas>,
+}
+
+/// Whether a node can be lost now, and why not.
+#[derive(Clone, Copy, PartialEq, Eq, Debug, Default, Serialize, Deserialize)]
+pub struct Survival {
+    /// Every shard has at least two complete copies.
+    pub copies: bool,
+    /// The members left would be a majority.
+    pub votes: bool,
+    /// Shards with a copy still being rebuilt.
+    pub rebuilding: u32,
+    /// Shards that have lost every complete copy.
+    pub lost: u32,
+}
+
+impl Survival {
+    /// Whether any one node may die now with nothing lost and the rest going on.
+    pub const fn can_lose_a_node(&self) -> bool {
+        self.copies && self.votes
+    }
+}
+
+impl View {
+    /// The first view: shards dealt round-robin, every copy complete (all are empty).
+    ///
+    /// Members of slots out of range, or given twice, are left out.
+    pub fn first(members: &[Member]) -> View {
+        let mut view = View { epoch: 1, ..View::default() };
+        for m in members {
+            view.insert(m);
+        }
+        let slots: Vec<u8> = view.members.iter().map(|m| m.slot).collect();
+        let copies = COPIES.min(slots.len());
+        view.shards = (0..SHARDS as usize)
+            .map(|s| Replicas {
+                primary: (!slots.is_empty()).then(|| slots[s % slots.len()]),
+                // The backups' order turns once per round, so that a dead primary's shards
+                // spread over all others.
+                backups: (1..copies)
+                    .map(|k| {
+                        let step = if slots.len() > COPIES {
+                            1 + (s / slots.len() + (k - 1)) % (slots.len() - 1)
+                        } else {
+                            k
+                        };
+                        slots[(s + step) % slots.len()]
+                    })
+                    .collect(),
+                rebuilding: Slots::NONE,
+            })
+            .collect();
+        view
+    }
+
+    fn insert(&mut self, m: &Member) {
+        if usize::from(m.slot) < MAX_NODES && self.member(m.slot).is_none() {
+            let at = self.members.partition_point(|x| x.slot < m.slot);
+            self.members.insert(at, m.clone());
+        }
+    }
+
+    /// The member in `slot`.
+    pub fn member(&self, slot: u8) -> Option<&Member> {
+        self.members.iter().find(|m| m.slot == slot)
+    }
+
+    /// All members' slots.
+    pub fn slots(&self) -> Slots {
+        self.members.iter().map(|m| m.slot).collect()
+    }
+
+    /// Who holds `shard` (nobody, when out of range).
+    pub fn replicas(&self, shard: Shard) -> Replicas {
+        self.shards.get(usize::from(shard.0)).copied().unwrap_or_default()
+    }
+
+    /// The primary of `shard`.
+    pub fn primary(&self, shard: Shard) -> Option<u8> {
+        self.replicas(shard).primary
+    }
+
+    /// Copies that each shard should have with this many members.
+    pub fn wanted(&self) -> usize {
+        COPIES.min(self.members.len())
+    }
+
+    /// How many members are more than half.
+    pub fn majority(&self) -> usize {
+        self.members.len() / 2 + 1
+    }
+
+    /// Shape check of a view that came from outside: slots in range, ascending, [`SHARDS`] shards,
+    /// replicas members, no node twice in a shard.
+    pub fn well_formed(&self) -> bool {
+        let slots = self.slots();
+        self.members.iter().all(|m| usize::from(m.slot) < MAX_NODES)
+            && self.members.windows(2).all(|w| w[0].slot < w[1].slot)
+            && self.shards.len() == usize::from(SHARDS)
+            && self.shards.iter().all(|r| {
+                r.all().minus(slots).is_empty()
+                    && r.primary.is_none_or(|p| {
+                        usize::from(p) < MAX_NODES && !r.backups.union(r.rebuilding).contains(p)
+                    })
+                    && r.backups.intersection(r.rebuilding).is_empty()
+            })
+    }
+
+    /// The next view, in which `slot` is gone: a backup of each of its shards is promoted, and
+    /// members that are to hold a new copy are listed as rebuilding.
+    #[must_use]
+    pub fn without(&self, slot: u8) -> View {
+        let mut next = self.clone();
+        next.epoch += 1;
+        next.members.retain(|m| m.slot != slot);
+        for r in &mut next.shards {
+            r.backups = r.backups.without(slot);
+            r.rebuilding = r.rebuilding.without(slot);
+        }
+        let mut primaries = next.count(|r, s| r.primary == Some(s));
+        for r in &mut next.shards {
+            if r.primary == Some(slot) {
+                r.primary = r.backups.iter().min_by_key(|s| (primaries[usize::from(*s)], *s));
+                if let Some(p) = r.primary {
+                    primaries[usize::from(p)] += 1;
+                    r.backups = r.backups.without(p);
+                }
+            }
+        }
+        next.top_up();
+        next
+    }
+
+    /// The next view, with `member` in it (in place of an earlier incarnation of its slot). It
+    /// holds nothing yet: its share of copies is listed as rebuilding.
+    #[must_use]
+    pub fn with(&self, member: &Member) -> View {
+        let mut next =
+            if self.member(member.slot).is_some() { self.without(member.slot) } else { self.clone() };
+        next.epoch = self.epoch + 1;
+        next.insert(member);
+        next.top_up();
+        // With more members than copies, the newcomer takes its share of the others' copies: it
+        // becomes one replica more, and `rebuilt` then drops the most loaded one.
+        let share = usize::from(SHARDS) * next.wanted() / next.members.len().max(1);
+        let wanted = next.wanted();
+        let mut held = next.count(|r, s| r.all().contains(s));
+        for r in &mut next.shards {
+            if held[usize::from(member.slot)] >= share {
+                break;
+            }
+            if r.all().contains(member.slot) || r.all().len() > wanted {
+                continue;
+            }
+            if r.all().iter().any(|s| held[usize::from(s)] > share) {
+                if let Some(s) = r.all().iter().max_by_key(|s| held[usize::from(*s)]) {
+                    held[usize::from(s)] -= 1;
+                }
+                held[usize::from(member.slot)] += 1;
+                r.rebuilding = r.rebuilding.with(member.slot);
+            }
+        }
+        next
+    }
+
+    /// The next view, in which `slot`'s copies of `shards` count. Shards that `slot` is not
+    /// rebuilding are left as they are. `None` if nothing changes.
+    pub fn rebuilt(&self, slot: u8, shards: &[Shard]) -> Option<View> {
+        let mut next = self.clone();
+        let wanted = next.wanted();
+        let mut held = next.count(|r, s| r.all().contains(s));
+        let mut changed = false;
+        for shard in shards {
+            let Some(r) = next.shards.get_mut(usize::from(shard.0)) else { continue };
+            if !r.rebuilding.contains(slot) || r.primary.is_none() {
+                continue;
+            }
+            changed = true;
+            r.rebuilding = r.rebuilding.without(slot);
+            r.backups = r.backups.with(slot);
+            if r.complete().len() > wanted {
+                let surplus =
+                    r.backups.without(slot).iter().max_by_key(|s| (held[usize::from(*s)], *s));
+                if let Some(s) = surplus {
+                    held[usize::from(s)] -= 1;
+                    r.backups = r.backups.without(s);
+                }
+            }
+        }
+        next.epoch += 1;
+        changed.then_some(next)
+    }
+
+    /// The next view, in which `to` (a complete copy already) is the primary of those `shards`
+    /// that it backs. `None` if nothing changes.
+    pub fn rehome(&self, to: u8, shards: &[Shard]) -> Option<View> {
+        let mut next = self.clone();
+        let mut changed = false;
+        for shard in shards {
+            let Some(r) = next.shards.get_mut(usize::from(shard.0)) else { continue };
+            let (true, Some(old)) = (r.backups.contains(to), r.primary) else { continue };
+            changed = true;
+            r.primary = Some(to);
+            r.backups = r.backups.without(to).with(old);
+        }
+        next.epoch += 1;
+        changed.then_some(next)
+    }
+
+    /// Whether a node can be lost now.
+    pub fn survival(&self) -> Survival {
+        Survival {
+            copies: self.shards.len() == usize::from(SHARDS)
+                && self.shards.iter().all(|r| r.complete().len() >= 2),
+            votes: self.members.len() > 2,
+            rebuilding: self.shards.iter().filter(|r| !r.rebuilding.is_empty()).count() as u32,
+            lost: self.shards.iter().filter(|r| r.primary.is_none()).count() as u32,
+        }
+    }
+
+    /// Per slot, the number of shards for which `f` holds.
+    fn count(&self, f: impl Fn(&Replicas, u8) -> bool) -> [usize; MAX_NODES] {
+        let mut n = [0; MAX_NODES];
+        for r in &self.shards {
+            for m in &self.members {
+                n[usize::from(m.slot)] += usize::from(f(r, m.slot));
+            }
+        }
+        n
+    }
+
+    /// Lists members as rebuilding where a shard has fewer copies than wanted; the least loaded
+    /// first.
+    fn top_up(&mut self) {
+        let wanted = self.wanted();
+        let slots = self.slots();
+        let mut held = self.count(|r, s| r.all().contains(s));
+        for r in &mut self.shards {
+            // A shard with no complete copy has nothing to copy from.
+            while r.primary.is_some() && r.all().len() < wanted {
+                let Some(s) =
+                    slots.minus(r.all()).iter().min_by_key(|s| (held[usize::from(*s)], *s))
+                else {
+                    break;
+                };
+                held[usize::from(s)] += 1;
+                r.rebuilding = r.rebuilding.with(s);
+            }
+        }
+    }
+}
