@@ -10,4 +10,5 @@ pub mod local;
 pub mod name;
 pub mod set;
 pub mod lease;
+pub mod request;
 pub mod view;
