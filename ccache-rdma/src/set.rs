@@ -114,7 +114,7 @@ sets! {
     /// Processes; number = PID.
     16 PROCESS Process 16384 Replicated 4096 waitable;
     /// Pipes: ends and positions; number = pipe number.
-    17 PIPE Process 256 Replicated 4096 waitable;
+    17 PIPE Process 1024 Replicated 4096 waitable;
     /// Pipe contents: part (pipe number, chunk).
     18 PIPEBUF Process 4096 Replicated 65536;
     /// What a node's personality must look at (signals, spawns); number = node slot.
@@ -127,6 +127,11 @@ sets! {
     22 FDTABLE Process 8192 Volatile 0;
     /// Signal actions, masks, working directory, umask; number = PID.
     23 PSTATE Process 4096 Volatile 0;
+
+    /// Process groups; number = PGID.
+    24 GROUP Process 16384 Replicated 4096 waitable;
+    /// Orders to every node's process server; number 0.
+    25 BROADCAST Process 4096 Replicated 16 waitable;
 
     /// Address spaces: the ordered areas; number = address-space number (the PID of its maker).
     32 AREAS Memory 65536 Replicated 4096;

@@ -23,7 +23,8 @@ pub struct Termios {
     pub cc: [u8; 19],
 }
 
-/// A terminal (set [`set::TTY`]), postcard, at most 16 KiB in all.
+/// A terminal (set [`set::TTY`]), postcard, at most 16 KiB in all. The fields between `input` and
+/// `stopped` are the line discipline's, as n_tty.c has them.
 #[derive(Clone, PartialEq, Eq, Debug, Serialize, Deserialize)]
 pub struct Tty {
     /// Settings.
@@ -32,17 +33,30 @@ pub struct Tty {
     pub winsize: [u16; 4],
     /// Foreground process group; 0 if none.
     pub foreground: Pid,
-    /// Session it controls; 0 if none.
+    /// Session it controls; 0 if none. A process's `tty` counts only while this is its session.
     pub session: Pid,
-    /// Line being edited (canonical mode), at most 4096 bytes.
-    pub editing: Vec<u8>,
-    /// Bytes ready to be read, at most 4096; canonical lines end with their delimiter.
+    /// Bytes received and not read, at most [`Tty::INPUT`]: in canonical mode complete lines, then
+    /// the line being edited.
     pub input: Vec<u8>,
-    /// Positions in `input` after which a line ends (canonical mode).
-    pub lines: Vec<u32>,
-    /// End-of-file (VEOF on an empty line) pending, or the terminal was hung up.
+    /// How many bytes of `input` are complete lines.
+    pub canon: u32,
+    /// Bit i: `input[i]` ends a line. An end-of-file mark is a NUL with its bit set.
+    pub ends: Vec<u8>,
+    /// Echo not yet put out, as n_tty's operation codes, at most [`Tty::ECHO`].
+    pub echo: Vec<u8>,
+    /// Column of the cursor, as output has moved it.
+    pub column: u32,
+    /// Column where the line being edited starts.
+    pub canon_column: u32,
+    /// VLNEXT was the last character.
+    pub lnext: bool,
+    /// Within `\\…/` of ECHOPRT.
+    pub erasing: bool,
+    /// Output is stopped (VSTOP).
+    pub stopped: bool,
+    /// Hung up: reads end with end-of-file, writes with EIO.
     pub hangup: bool,
-    /// The latest output, at most 8 KiB; an attached client reads from its own position.
+    /// The latest output, at most [`Tty::OUTPUT`]; an attached client reads from its own position.
     pub output: Vec<u8>,
     /// Bytes ever put out: `output` ends here.
     pub output_end: u64,
@@ -50,6 +64,24 @@ pub struct Tty {
     pub output_taken: u64,
     /// A client is attached (else output is not waited for).
     pub attached: bool,
+}
+
+impl Tty {
+    /// Most bytes of input, N_TTY_BUF_SIZE.
+    pub const INPUT: usize = 4096;
+    /// Most bytes of echo waiting.
+    pub const ECHO: usize = 1024;
+    /// Most bytes of output kept.
+    pub const OUTPUT: usize = 8192;
+    /// Part of `OUTPUT` that only echo may use.
+    pub const ECHO_RESERVE: usize = 1024;
+
+    /// Output from position `from` on; `None` if part of it is already overwritten (then start at
+    /// `output_end - output.len()`).
+    pub fn output_since(&self, from: u64) -> Option<&[u8]> {
+        let new = usize::try_from(self.output_end.checked_sub(from)?).ok()?;
+        self.output.get(self.output.len().checked_sub(new)?..)
+    }
 }
 
 /// The name of a terminal.
@@ -60,10 +92,10 @@ pub const fn tty(number: u32) -> Name {
 /// A request to the console server.
 #[derive(Clone, PartialEq, Eq, Debug, Serialize, Deserialize)]
 pub enum Request {
-    /// Makes a terminal. Replies its number. Not idempotent.
+    /// Makes a terminal with a client attached. Replies its number. Not idempotent.
     New { winsize: [u16; 4] },
     /// A client's keystrokes, through the line discipline (echo, editing, signals). Replies how many
-    /// bytes were taken. Not idempotent.
+    /// bytes were taken; fewer: the input is full, wait for the object to change. Not idempotent.
     Input { tty: u32, bytes: Vec<u8> },
     /// A program's output, through OPOST. Replies how many bytes were taken; 0: full, wait for the
     /// object to change. Not idempotent.
@@ -73,14 +105,26 @@ pub enum Request {
     Read { tty: u32, max: u32 },
     /// The attached client has taken output up to this position. Idempotent.
     Taken { tty: u32, upto: u64 },
+    /// A client attaches (output is kept for it from now on) or detaches. Replies the position where
+    /// the kept output starts. Idempotent.
+    Attach { tty: u32, attached: bool },
     /// TCSETS and its kin. Idempotent.
     SetTermios { tty: u32, termios: Termios, flush_input: bool },
+    /// TCFLSH: discards unread input, unsent output. Idempotent.
+    Flush { tty: u32, input: bool, output: bool },
+    /// TCXONC: TCOOFF stops output (`true`), TCOON starts it. Idempotent.
+    Flow { tty: u32, stop: bool },
     /// TIOCSWINSZ; SIGWINCH to the foreground group. Idempotent.
     SetWinsize { tty: u32, winsize: [u16; 4] },
-    /// TIOCSPGRP. Idempotent.
-    SetForeground { tty: u32, pgid: Pid },
-    /// The terminal becomes this session's (TIOCSCTTY). Idempotent.
+    /// TIOCSPGRP, by a process of `session`: ENOTTY if the terminal is not that session's. That the
+    /// group is of that session is the caller's to check. Idempotent.
+    SetForeground { tty: u32, session: Pid, pgid: Pid },
+    /// The terminal becomes this session's (TIOCSCTTY), its leader's group foreground. EPERM if it is
+    /// another's. Idempotent.
     SetSession { tty: u32, session: Pid },
+    /// The session's leader ended, or gave the terminal up (TIOCNOTTY): SIGHUP and SIGCONT to the
+    /// foreground group; the terminal is no session's. Idempotent.
+    Release { tty: u32, session: Pid },
     /// The client went away: SIGHUP and SIGCONT to the session's leader and foreground group; reads
     /// end with end-of-file, writes with EIO. Idempotent.
     Hangup { tty: u32 },

@@ -5,10 +5,14 @@ use clustix_ccache::name::Name;
 use clustix_ccache::set;
 use serde::{Deserialize, Serialize};
 
+/// Bytes in a page.
+pub const PAGE: u64 = 4096;
 /// Lowest address an app may map (mmap_min_addr).
 pub const LOWEST: u64 = 0x1_0000;
 /// First address that is not the app's: the stub, its window and stacks stand above.
 pub const HIGHEST: u64 = 0x7e00_0000_0000;
+/// Addresses that the server chooses end here, top-down.
+pub const TOP: u64 = 0x7dff_ffff_f000;
 /// Most areas of one address space.
 pub const MAX_AREAS: usize = 1024;
 
@@ -68,6 +72,8 @@ pub enum Step {
     Map(Area),
     /// mprotect `start..end`.
     Protect(u64, u64, u8),
+    /// Copy `len` bytes within the address space, `from`, `to`, `len`: both are mapped and allow it.
+    Copy(u64, u64, u64),
 }
 
 /// A request to the memory server.
@@ -82,9 +88,9 @@ pub enum Request {
     Protect { space: u32, start: u64, len: u64, prot: u8 },
     /// brk(2): replies the new break, or the old one if it can't move. Idempotent.
     Break { space: u32, to: u64 },
-    /// mremap(2) that may move (`may_move`): replies the address; steps grow in place, or the caller
-    /// copies. Not idempotent.
-    Remap { space: u32, start: u64, old_len: u64, new_len: u64, may_move: bool },
+    /// mremap(2); `may_move` as MREMAP_MAYMOVE, `to` as MREMAP_FIXED's address. Replies the address.
+    /// Not idempotent.
+    Remap { space: u32, start: u64, old_len: u64, new_len: u64, may_move: bool, to: Option<u64> },
     /// A new, empty address space (exec): these areas, this break. Idempotent.
     Replace { space: u32, areas: Areas },
     /// fork: `child` gets a copy of `parent`'s. Idempotent.

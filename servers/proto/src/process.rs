@@ -60,12 +60,101 @@ pub struct Process {
     pub command: Vec<u8>,
     /// Start, `CLOCK_REALTIME` seconds.
     pub start: i64,
+    /// End (zombies only), `CLOCK_REALTIME` seconds; 0 while it lives.
+    pub end: i64,
     /// Signal its parent gets when it ends (SIGCHLD).
     pub exit_signal: u8,
     /// Why it ended, for its parent and `clustix run` ("lost with node 2").
     pub verdict: Option<String>,
+    /// Its own user and system time, µs; set when it ends.
+    pub own_us: (u64, u64),
     /// User and system time of waited-for children, µs.
     pub children_us: (u64, u64),
+    /// Its children are reaped as they end: SIGCHLD ignored, or SA_NOCLDWAIT (sigaction(2)).
+    pub autoreap: bool,
+    /// No SIGCHLD for stopped and continued children: SA_NOCLDSTOP.
+    pub no_cldstop: bool,
+    /// It has called execve(2) since its fork: setpgid(2) by its parent is refused (EACCES).
+    pub execed: bool,
+    /// A child of init's whose status somebody wants (`clustix run`): stays a zombie until
+    /// [`Request::Wait`] with parent 1 takes it, or [`UNCLAIMED_S`] seconds have passed.
+    pub claimed: bool,
+    /// Who sent each pending signal; at most one per signal.
+    pub infos: Vec<SignalInfo>,
+    /// The latest calls that are not idempotent and their replies, oldest first: a retry after a
+    /// server's death finds its reply here. At most [`REMEMBERED`].
+    pub answered: Vec<(u64, Reply)>,
+}
+
+/// Seconds that the status of a program without a parent is kept for whoever asks.
+pub const UNCLAIMED_S: i64 = 60;
+
+/// Most replies kept in [`Process::answered`].
+pub const REMEMBERED: usize = 8;
+
+/// Most members of a process group.
+pub const MAX_MEMBERS: usize = 2048;
+
+/// What a handler with SA_SIGINFO is told (siginfo_t).
+#[derive(Clone, Copy, PartialEq, Eq, Debug, Serialize, Deserialize)]
+pub struct SignalInfo {
+    /// Signal number.
+    pub signal: u8,
+    /// si_code: SI_USER 0, SI_KERNEL 0x80, CLD_EXITED 1, CLD_KILLED 2, CLD_DUMPED 3,
+    /// CLD_STOPPED 5, CLD_CONTINUED 6.
+    pub code: i32,
+    /// si_pid.
+    pub pid: Pid,
+    /// si_uid.
+    pub uid: u32,
+    /// si_status (SIGCHLD).
+    pub status: i32,
+}
+
+/// A process group (set [`set::GROUP`]), postcard; number = PGID.
+#[derive(Clone, PartialEq, Eq, Debug, Serialize, Deserialize)]
+pub struct Group {
+    /// Session it belongs to.
+    pub sid: Pid,
+    /// Living and zombie members, at most [`MAX_MEMBERS`].
+    pub members: Vec<Pid>,
+}
+
+/// What every node's process server must do to the processes whose shards have their primary there
+/// (set [`set::BROADCAST`], number 0), postcard.
+#[derive(Clone, PartialEq, Eq, Debug, Default, Serialize, Deserialize)]
+pub struct Broadcast {
+    /// Orders ever given; the last of `orders` has this number.
+    pub sequence: u64,
+    /// The latest, oldest first, at most [`Broadcast::BOUND`].
+    pub orders: Vec<Order>,
+    /// Per node slot: the highest incarnation that is known to be dead. Checked again and again, so
+    /// that a process whose record was being recovered at the first look is found at the next.
+    pub dead: Vec<u64>,
+}
+
+impl Broadcast {
+    /// Most orders kept.
+    pub const BOUND: usize = 16;
+}
+
+/// An order of a [`Broadcast`].
+#[derive(Clone, PartialEq, Eq, Debug, Serialize, Deserialize)]
+pub enum Order {
+    /// kill(2) with pid -1.
+    Kill {
+        /// Sender; 0 is the operator.
+        sender: Pid,
+        /// Signal.
+        signal: u8,
+    },
+    /// The personality of this node incarnation died, and its programs with it.
+    PersonalityLost {
+        /// Node slot.
+        node: u8,
+        /// Its incarnation.
+        incarnation: u64,
+    },
 }
 
 impl Process {
@@ -76,34 +165,61 @@ impl Process {
 }
 
 /// What a node's personality must look at (set [`set::INBOX`]): PIDs with something new in their
-/// [`Process`] object. Bounded: past [`Inbox::BOUND`] PIDs `overflow` says "look at all".
+/// [`Process`] object. A personality remembers the `sequence` it has seen.
 #[derive(Clone, PartialEq, Eq, Debug, Default, Serialize, Deserialize)]
 pub struct Inbox {
     /// Counts the additions.
     pub sequence: u64,
     /// The latest, oldest first.
     pub pids: Vec<Pid>,
-    /// More were added than fit since `taken`.
-    pub overflow: bool,
 }
 
 impl Inbox {
     /// Most PIDs it keeps.
-    pub const BOUND: usize = 1024;
+    pub const BOUND: usize = 128;
+
+    /// The PIDs added after `seen`; `None`: too many were, look at all processes of the node.
+    pub fn since(&self, seen: u64) -> Option<&[Pid]> {
+        let new = self.sequence.checked_sub(seen)?;
+        let start = self.pids.len().checked_sub(usize::try_from(new).ok()?)?;
+        self.pids.get(start..)
+    }
+
+    /// Adds one.
+    pub fn push(&mut self, pid: Pid) {
+        self.sequence += 1;
+        if self.pids.len() >= Self::BOUND {
+            let surplus = self.pids.len() + 1 - Self::BOUND;
+            self.pids.drain(..surplus);
+        }
+        self.pids.push(pid);
+    }
+}
+
+/// One node's open ends of a pipe on one side.
+#[derive(Clone, Copy, PartialEq, Eq, Debug, Serialize, Deserialize)]
+pub struct Ends {
+    /// Node slot: an end dies with its node.
+    pub node: u8,
+    /// That node's incarnation.
+    pub incarnation: u64,
+    /// How many.
+    pub count: u32,
 }
 
 /// A pipe (set [`set::PIPE`]), postcard. Bytes `head..tail` are in chunks of 4 KiB
-/// ([`set::PIPEBUF`]), chunk = position / 4096 % [`Pipe::CHUNKS`].
+/// ([`set::PIPEBUF`]), chunk = position / 4096 % [`Pipe::CHUNKS`], at offset position % 4096. No
+/// chunk holds bytes of two rounds: an empty pipe's positions are rounded up to a chunk.
 #[derive(Clone, PartialEq, Eq, Debug, Default, Serialize, Deserialize)]
 pub struct Pipe {
-    /// Bytes ever read.
+    /// Position of the first unread byte.
     pub head: u64,
-    /// Bytes ever written.
+    /// Position after the last byte.
     pub tail: u64,
-    /// Open read ends, per node slot: an end dies with its node.
-    pub readers: Vec<(u8, u32)>,
-    /// Open write ends, per node slot.
-    pub writers: Vec<(u8, u32)>,
+    /// Open read ends.
+    pub readers: Vec<Ends>,
+    /// Open write ends.
+    pub writers: Vec<Ends>,
     /// A node with a write end died before it closed it: readers get EIO, never end-of-file.
     pub lost_writer: bool,
     /// Opens ever, for FIFOs: an open waits until the other side's count grows.
@@ -115,10 +231,26 @@ pub struct Pipe {
 impl Pipe {
     /// Chunks of a pipe: 64 KiB in all, as Linux's default.
     pub const CHUNKS: u64 = 16;
+    /// Bytes in a chunk.
+    pub const CHUNK: u64 = 4096;
     /// Bytes a pipe holds.
-    pub const CAPACITY: u64 = Self::CHUNKS * 4096;
+    pub const CAPACITY: u64 = Self::CHUNKS * Self::CHUNK;
     /// Writes up to this many bytes are atomic (PIPE_BUF).
     pub const ATOMIC: usize = 4096;
+    /// Bytes that can be read.
+    pub const fn len(&self) -> u64 {
+        self.tail.saturating_sub(self.head)
+    }
+    /// Whether there is nothing to read.
+    pub const fn is_empty(&self) -> bool {
+        self.len() == 0
+    }
+}
+
+/// Pipe number of the FIFO with this inode number: in the inode's shard, apart from the numbers of
+/// pipe(2)'s.
+pub const fn fifo(ino: u64) -> u64 {
+    ino | 1 << 62
 }
 
 /// Object names of the process server.
@@ -131,6 +263,14 @@ pub mod name {
     /// A node's inbox.
     pub const fn inbox(node: u8) -> Name {
         Name::numbered(set::INBOX, node as u64)
+    }
+    /// Process group.
+    pub const fn group(pgid: Pid) -> Name {
+        Name::numbered(set::GROUP, pgid as u64)
+    }
+    /// Orders to all process servers.
+    pub const fn broadcast() -> Name {
+        Name::numbered(set::BROADCAST, 0)
     }
     /// Pipe; its number carries its shard.
     pub const fn pipe(number: u64) -> Name {
@@ -180,40 +320,107 @@ pub enum Which {
     Any,
 }
 
-/// A request to the process server.
+/// wait4(2) option bits that [`Request::Wait`] looks at, Linux's numbers.
+pub mod wait {
+    /// Do not sleep; the server never does.
+    pub const WNOHANG: u32 = 1;
+    /// Stopped children too.
+    pub const WUNTRACED: u32 = 2;
+    /// Ended children (waitid(2); [`super::Request::Wait`] always looks at them).
+    pub const WEXITED: u32 = 4;
+    /// Continued children too.
+    pub const WCONTINUED: u32 = 8;
+}
+
+/// Wait statuses (wait(2)), built and read as Linux's macros do.
+pub mod status {
+    /// Ended by exit(2) with this code.
+    pub const fn exited(code: u8) -> i32 {
+        (code as i32) << 8
+    }
+    /// Ended by this signal.
+    pub const fn killed(signal: u8) -> i32 {
+        signal as i32 & 0x7f
+    }
+    /// Stopped by this signal.
+    pub const fn stopped(signal: u8) -> i32 {
+        (signal as i32) << 8 | 0x7f
+    }
+    /// Continued.
+    pub const CONTINUED: i32 = 0xffff;
+    /// Lost with its node: exit code 137, as a shell reports SIGKILL.
+    pub const LOST: i32 = exited(137);
+}
+
+/// A request to the process server. A server changes only what runs on its own node, but for
+/// signals, reaping and losses. `request`: a number that no other call of this process has had
+/// (any retry of the call repeats it), or 0 if the caller does not retry.
 #[derive(Clone, PartialEq, Eq, Debug, Serialize, Deserialize)]
 pub enum Request {
     /// A process without a living parent in the cluster (`clustix run`): child of init, leader of
-    /// its own session and group. Runs on the serving node. Replies its PID. Not idempotent.
-    Spawn { uid: u32, gid: u32, groups: Vec<u32>, command: Vec<u8>, tty: Option<u32>, incarnation: u64 },
-    /// fork(2): a child of `parent` on the serving node. Replies its PID. Not idempotent.
-    Fork { parent: Pid, exit_signal: u8 },
-    /// execve(2) took place: new command line, and credentials from set-id bits. Idempotent.
+    /// its own session and group, `claimed`. Runs on the serving node. Replies its PID. Not idempotent.
+    Spawn { uid: u32, gid: u32, groups: Vec<u32>, command: Vec<u8>, tty: Option<u32> },
+    /// fork(2): a child of `parent` on the serving node. Replies its PID. Once with `request`.
+    Fork { parent: Pid, exit_signal: u8, request: u64 },
+    /// execve(2) took place: new command line, and credentials from set-id bits (effective and
+    /// saved). Idempotent.
     Exec { pid: Pid, command: Vec<u8>, euid: u32, egid: u32 },
-    /// The process ended with this wait status: zombie, children to init, SIGCHLD to the parent
-    /// (reaped at once if the parent ignores SIGCHLD: `parent` decides by `autoreap`). Idempotent.
-    Exit { pid: Pid, status: i32, verdict: Option<String> },
-    /// Stopped or continued: state, the parent's wait status and SIGCHLD. Idempotent.
+    /// The process ended with this wait status: zombie, children to init, `exit_signal` to the
+    /// parent; reaped at once if the parent said so ([`Request::ChildPolicy`]). Idempotent.
+    Exit { pid: Pid, status: i32, verdict: Option<String>, own_us: (u64, u64) },
+    /// A stop signal took its default effect (`Some`; the signal is taken off; void if SIGCONT or
+    /// SIGKILL came meanwhile: look at the state afterwards), or the process goes on. SIGCONT and
+    /// SIGKILL by kill(2) set the state to running themselves. Idempotent.
     Stop { pid: Pid, signal: Option<u8> },
-    /// waitpid(2) without sleeping: [`Reply::Waited`]; `options` as Linux's WNOHANG, WUNTRACED,
-    /// WCONTINUED; `keep` as WNOWAIT. Reaps. Not idempotent.
-    Wait { parent: Pid, which: Which, options: u32, keep: bool },
-    /// kill(2), from `sender` (0: the operator, who may signal all). Not idempotent.
+    /// waitpid(2) without sleeping: [`Reply::Waited`]; `options` as [`wait`]'s; `keep` as WNOWAIT.
+    /// Reaps. ECHILD: no such child. To sleep, read the version of the parent's object *before* this
+    /// call and wait for it to change: every child's change changes it. Parent 1 with
+    /// [`Which::Pid`]: the status of a claimed process. Once with `request`.
+    Wait { parent: Pid, which: Which, options: u32, keep: bool, request: u64 },
+    /// kill(2), from `sender` (0: the operator, who may signal all). [`Target::All`] returns before
+    /// other nodes have acted. Idempotent but for a handler that may run twice.
     Kill { sender: Pid, target: Target, signal: u8 },
+    /// A signal that the kernel itself sends to a process of this node (SIGSEGV, SIGPIPE, SIGALRM).
+    /// Idempotent as [`Request::Kill`].
+    Raise { pid: Pid, info: SignalInfo },
     /// Takes these pending signals off (the personality delivers them). Idempotent.
     Take { pid: Pid, signals: u64 },
-    /// setpgid(2). Idempotent.
+    /// What becomes of its children: see [`Process::autoreap`], [`Process::no_cldstop`]. Idempotent.
+    ChildPolicy { pid: Pid, autoreap: bool, no_cldstop: bool },
+    /// setpgid(2); `pid` and `pgid` 0 as there. Idempotent.
     SetGroup { caller: Pid, pid: Pid, pgid: Pid },
-    /// setsid(2). Not idempotent.
+    /// setsid(2). Replies the session. Not idempotent.
     SetSession { pid: Pid },
     /// Sets the controlling terminal (TIOCSCTTY) or drops it. Idempotent.
     SetTty { pid: Pid, tty: Option<u32> },
     /// setuid family: the three user and group ids and the groups, already checked by the rules of
     /// setresuid(2) against the caller's. Idempotent.
     SetIds { pid: Pid, uid: [u32; 3], gid: [u32; 3], groups: Vec<u32> },
-    /// What ends with a node: its processes become zombies with status 137 and the verdict "lost
-    /// with node K", children are reparented, pipe ends closed. Idempotent.
+    /// Whether a read (`write` false) or a write with TOSTOP of the controlling terminal by a
+    /// background process must end with EIO instead of SIGTTIN or SIGTTOU: its group is orphaned.
+    /// Replies [`Reply::Pid`] 1 or 0. Idempotent.
+    Orphaned { pid: Pid },
+    /// All incarnations of the node up to this one are dead: their processes become zombies with
+    /// status 137 and the verdict "lost with node K", their pipe ends close. Acts on what has its
+    /// primary here before it replies; every other server follows. Idempotent.
     NodeLost { node: u8, incarnation: u64 },
+    /// The serving node's personality died and its programs with it. As [`Request::NodeLost`].
+    PersonalityLost { incarnation: u64 },
+}
+
+/// A child that has something to say.
+#[derive(Clone, PartialEq, Eq, Debug, Serialize, Deserialize)]
+pub struct Waited {
+    /// The child.
+    pub pid: Pid,
+    /// Its wait status.
+    pub status: i32,
+    /// Why it ended, if not by itself.
+    pub verdict: Option<String>,
+    /// Its real user.
+    pub uid: u32,
+    /// Its user and system time with its waited-for children's, µs.
+    pub used_us: (u64, u64),
 }
 
 /// The process server's reply.
@@ -223,10 +430,9 @@ pub enum Reply {
     Done,
     /// A PID, or a session or group number.
     Pid(Pid),
-    /// A child's PID and wait status; `None`: there are such children, none has anything to say.
-    Waited(Option<(Pid, i32, Option<String>)>),
+    /// `None`: there are such children, none has anything to say.
+    Waited(Option<Waited>),
 }
 
 /// As every server's.
 pub type Response = Result<Reply, Errno>;
-
