@@ -247,10 +247,8 @@ mod tests {
     #[test]
     fn the_earlier_deadline_wins() {
         let start = now_ns();
-        let r = block_on(select(
-            sleep_until(start + 60_000_000_000),
-            sleep_until(start + 5_000_000),
-        ));
+        let r =
+            block_on(select(sleep_until(start + 60_000_000_000), sleep_until(start + 5_000_000)));
         assert_eq!(r, Either::Right(()));
     }
 
