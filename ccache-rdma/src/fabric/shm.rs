@@ -1,0 +1,1 @@
+//! The fabric of nodes that are processes on one machine and map each other's arenas.
