@@ -78,6 +78,9 @@ pub mod control {
     pub const BUSY: u64 = 12_288;
     /// Shards' epochs (rule 26): every entry published under another one is void.
     pub const SHARD_EPOCHS: u64 = 16_384;
+    /// Shards' primaries in the view in force here, for readers: slot plus 1, 0 for none. Written
+    /// by ccache.
+    pub const PRIMARIES: u64 = 32_768;
     /// Validity counters.
     pub const COUNTERS: u64 = 65_536;
     /// Number of validity counters; a power of two.
@@ -115,6 +118,10 @@ pub mod control {
     pub const fn shard_epoch(shard: super::Shard) -> u64 {
         SHARD_EPOCHS + shard.0 as u64 * 8
     }
+    /// The word that names a shard's primary.
+    pub const fn primary(shard: super::Shard) -> u64 {
+        PRIMARIES + shard.0 as u64 * 8
+    }
     /// The validity counter with this index (taken modulo their number).
     pub const fn counter(index: u64) -> u64 {
         COUNTERS + (index % COUNTER_COUNT) * 8
@@ -128,7 +135,8 @@ pub mod control {
         REDO + (writer as u64 * REDO_RECORDS + index) * REDO_LEN
     }
 
-    const _: () = assert!(SHARD_EPOCHS + SHARDS as u64 * 8 <= COUNTERS);
+    const _: () = assert!(SHARD_EPOCHS + SHARDS as u64 * 8 <= PRIMARIES);
+    const _: () = assert!(PRIMARIES + SHARDS as u64 * 8 <= COUNTERS);
     const _: () = assert!(COUNTERS + COUNTER_COUNT * 8 <= MAILBOXES);
     const _: () = assert!(MAILBOXES + MAX_NODES as u64 * MAILBOX_LEN <= REDO);
     const _: () = assert!(HEARTBEATS + MAX_NODES as u64 * 64 <= GATES);

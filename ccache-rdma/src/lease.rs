@@ -6,6 +6,7 @@
 //! *sent*. A survivor may take over from an evicted node once [`Lease::over_by`] has passed on its
 //! own clock since it last let that node renew.
 
+use crate::view::{MAX_NODES, Slots};
 use serde::{Deserialize, Serialize};
 
 /// The times, in nanoseconds.
@@ -35,5 +36,278 @@ impl Timing {
     /// starved itself.
     pub const fn late(&self) -> u64 {
         self.lease_ns / 4
+    }
+}
+
+/// Renewals on their way at most; an older one is forgotten (it could only give an older lease).
+const UNDER_WAY: usize = 8;
+
+#[derive(Clone, Copy, Debug)]
+struct Renewal {
+    number: u64,
+    sent: u64,
+    done: Slots,
+}
+
+/// This node's lease. Times are `CLOCK_MONOTONIC`, ns.
+#[derive(Debug)]
+pub struct Lease {
+    timing: Timing,
+    me: u8,
+    members: Slots,
+    number: u64,
+    under_way: Vec<Renewal>,
+    end: u64,
+    next: u64,
+}
+
+impl Lease {
+    /// No lease yet, no view yet.
+    pub fn new(timing: Timing, me: u8) -> Lease {
+        Lease {
+            timing,
+            me,
+            members: Slots::NONE,
+            number: 0,
+            under_way: Vec::new(),
+            end: 0,
+            next: 0,
+        }
+    }
+
+    /// A view with these members is in force. A lease already held runs on; renewals under way
+    /// count against the new members. Without this node in it, nothing is renewed any more.
+    pub fn install(&mut self, members: Slots) {
+        self.members = if members.contains(self.me) { members } else { Slots::NONE };
+        if self.members.is_empty() {
+            self.under_way.clear();
+        }
+    }
+
+    /// When the next renewal should be sent.
+    pub fn next(&self) -> u64 {
+        self.next
+    }
+
+    /// Starts a renewal that is being sent now: the number to write into every peer's memory.
+    /// `None` when this node is in no view.
+    pub fn send(&mut self, now: u64) -> Option<(u64, Slots)> {
+        self.next = now + self.timing.renewal_ns;
+        if self.members.is_empty() {
+            return None;
+        }
+        self.number += 1;
+        if self.under_way.len() >= UNDER_WAY {
+            self.under_way.remove(0);
+        }
+        self.under_way.push(Renewal { number: self.number, sent: now, done: Slots::one(self.me) });
+        self.settle();
+        Some((self.number, self.members.without(self.me)))
+    }
+
+    /// Renewal `number` has completed in `peer`'s memory. Returns the new end of the lease, if it
+    /// moved.
+    pub fn completed(&mut self, peer: u8, number: u64) -> Option<u64> {
+        let before = self.end;
+        if let Some(r) = self.under_way.iter_mut().find(|r| r.number == number) {
+            r.done = r.done.with(peer);
+        }
+        self.settle();
+        (self.end > before).then_some(self.end)
+    }
+
+    fn settle(&mut self) {
+        let majority = self.members.len() / 2 + 1;
+        let members = self.members;
+        let best = self
+            .under_way
+            .iter()
+            .filter(|r| r.done.intersection(members).len() >= majority)
+            .map(|r| r.sent)
+            .max();
+        if let Some(sent) = best {
+            self.end = self.end.max(sent + self.timing.lease_ns);
+            self.under_way.retain(|r| r.sent > sent);
+        }
+    }
+
+    /// When the lease runs out; 0: never held.
+    pub fn end(&self) -> u64 {
+        self.end
+    }
+
+    /// Whether the lease is valid.
+    pub fn valid(&self, now: u64) -> bool {
+        now < self.end
+    }
+}
+
+/// What changed in this node's opinion of a peer.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub enum Opinion {
+    /// Silent for longer than a lease, or its connection broke.
+    Suspect(u8, u64),
+    /// It beats again.
+    Trust(u8, u64),
+}
+
+#[derive(Clone, Copy, Debug)]
+struct Peer {
+    incarnation: u64,
+    beat: u64,
+    since: u64,
+    suspected: bool,
+}
+
+/// Watches the other members' renewals arrive.
+#[derive(Debug)]
+pub struct Watch {
+    timing: Timing,
+    peers: [Option<Peer>; MAX_NODES],
+}
+
+impl Watch {
+    /// Watches nobody yet.
+    pub fn new(timing: Timing) -> Watch {
+        Watch { timing, peers: [None; MAX_NODES] }
+    }
+
+    /// From `now` on, watches the members of the view other than `me`. A member that was watched
+    /// already keeps its record.
+    pub fn install(&mut self, now: u64, me: u8, members: impl IntoIterator<Item = (u8, u64)>) {
+        let before = std::mem::take(&mut self.peers);
+        for (slot, incarnation) in members {
+            let at = usize::from(slot);
+            if slot == me || at >= MAX_NODES {
+                continue;
+            }
+            self.peers[at] = match before[at] {
+                Some(p) if p.incarnation == incarnation => Some(p),
+                _ => Some(Peer { incarnation, beat: 0, since: now, suspected: false }),
+            };
+        }
+    }
+
+    /// The slots watched.
+    pub fn slots(&self) -> Slots {
+        (0..MAX_NODES as u8).filter(|s| self.peers[usize::from(*s)].is_some()).collect()
+    }
+
+    /// The renewal number of `slot` that stands in this node's memory now.
+    pub fn observe(&mut self, now: u64, slot: u8, beat: u64) -> Option<Opinion> {
+        let p = self.peers.get_mut(usize::from(slot))?.as_mut()?;
+        if beat == p.beat {
+            return None;
+        }
+        p.beat = beat;
+        p.since = now;
+        std::mem::take(&mut p.suspected).then_some(Opinion::Trust(slot, p.incarnation))
+    }
+
+    /// The connection to that incarnation broke: suspected without waiting.
+    pub fn broken(&mut self, slot: u8, incarnation: u64) -> Option<Opinion> {
+        let p = self.peers.get_mut(usize::from(slot))?.as_mut()?;
+        let news = p.incarnation == incarnation && !std::mem::replace(&mut p.suspected, true);
+        news.then_some(Opinion::Suspect(slot, incarnation))
+    }
+
+    /// The timer that was to fire at `due` fired at `now`. One that is late by more than a quarter
+    /// of the lease says that this node itself stood still: it then suspects nobody, and starts to
+    /// count anew.
+    pub fn tick(&mut self, now: u64, due: u64) -> Vec<Opinion> {
+        let late = now.saturating_sub(due) > self.timing.late();
+        let mut news = Vec::new();
+        for (slot, p) in self.peers.iter_mut().enumerate() {
+            let Some(p) = p else { continue };
+            if p.suspected {
+                continue;
+            }
+            if late {
+                p.since = now;
+            } else if now.saturating_sub(p.since) > self.timing.lease_ns {
+                p.suspected = true;
+                news.push(Opinion::Suspect(slot as u8, p.incarnation));
+            }
+        }
+        news
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const MS: u64 = 1_000_000;
+
+    fn lease(me: u8, members: &[u8]) -> Lease {
+        let mut l = Lease::new(Timing::default(), me);
+        l.install(members.iter().copied().collect());
+        l
+    }
+
+    #[test]
+    fn runs_from_the_sending_of_a_renewal_that_a_majority_completed() {
+        let mut l = lease(0, &[0, 1, 2]);
+        let (a, to) = l.send(1_000 * MS).unwrap();
+        assert_eq!(to, [1, 2].into_iter().collect());
+        assert!(!l.valid(1_000 * MS));
+        let (b, _) = l.send(1_050 * MS).unwrap();
+        // The second completes late: its sending counts, not its completion.
+        assert_eq!(l.completed(1, b), Some(1_300 * MS));
+        assert_eq!(l.completed(1, a), None);
+        assert!(l.valid(1_300 * MS - 1) && !l.valid(1_300 * MS));
+    }
+
+    #[test]
+    fn two_members_need_both_and_one_needs_itself() {
+        let mut l = lease(1, &[0, 1]);
+        let (n, _) = l.send(0).unwrap();
+        assert!(!l.valid(1));
+        assert!(l.completed(5, n).is_none(), "a stranger does not count");
+        assert!(l.completed(0, n).is_some());
+        let mut alone = lease(3, &[3]);
+        alone.send(7 * MS).unwrap();
+        assert_eq!(alone.end(), 257 * MS);
+    }
+
+    #[test]
+    fn an_evicted_node_renews_nothing() {
+        let mut l = lease(2, &[0, 1, 2]);
+        let (n, _) = l.send(0).unwrap();
+        l.install([0, 1].into_iter().collect());
+        assert!(l.completed(0, n).is_none() && l.completed(1, n).is_none());
+        assert!(l.send(MS).is_none());
+    }
+
+    #[test]
+    fn many_unanswered_renewals_stay_bounded() {
+        let mut l = lease(0, &[0, 1, 2]);
+        for i in 0..1_000 {
+            l.send(i);
+        }
+        assert!(l.under_way.len() <= UNDER_WAY);
+    }
+
+    #[test]
+    fn silence_is_suspected_once_and_withdrawn_on_a_beat() {
+        let mut w = Watch::new(Timing::default());
+        w.install(0, 0, [(0, 1), (1, 7), (2, 1)]);
+        assert_eq!(w.observe(10 * MS, 1, 5), None);
+        assert_eq!(w.tick(250 * MS, 250 * MS), []);
+        assert_eq!(w.tick(251 * MS, 251 * MS), [Opinion::Suspect(2, 1)]);
+        assert_eq!(w.tick(261 * MS, 261 * MS), [Opinion::Suspect(1, 7)]);
+        assert_eq!(w.tick(900 * MS, 900 * MS), []);
+        assert_eq!(w.observe(901 * MS, 1, 6), Some(Opinion::Trust(1, 7)));
+        assert_eq!(w.broken(1, 6), None, "another incarnation's connection");
+        assert_eq!(w.broken(1, 7), Some(Opinion::Suspect(1, 7)));
+    }
+
+    #[test]
+    fn whoever_was_late_itself_suspects_nobody() {
+        let mut w = Watch::new(Timing::default());
+        w.install(0, 0, [(1, 1)]);
+        assert_eq!(w.tick(5_000 * MS, 50 * MS), []);
+        assert_eq!(w.tick(5_250 * MS, 5_250 * MS), [], "counting began anew");
+        assert_eq!(w.tick(5_251 * MS, 5_251 * MS), [Opinion::Suspect(1, 1)]);
     }
 }

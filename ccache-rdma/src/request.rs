@@ -179,8 +179,10 @@ pub enum Request {
         /// The last name of the page before.
         after: Option<Name>,
     },
-    /// Objects, with their payloads, of the sets that outlive programs, whose primary is this node.
+    /// Objects, with their payloads, whose primary is this node.
     Dump {
+        /// All sets, this node's volatile ones too; else those that outlive programs.
+        everything: bool,
         /// The last name of the page before.
         after: Option<Name>,
     },
@@ -420,8 +422,8 @@ impl Request {
                 append(&(set, after), out);
                 label::OBJECTS
             }
-            Request::Dump { after } => {
-                append(after, out);
+            Request::Dump { everything, after } => {
+                append(&(everything, after), out);
                 label::DUMP
             }
             Request::Restore(objects) => {
@@ -438,7 +440,7 @@ impl Request {
 
     /// Reads a request; anything malformed is [`CacheError::Invalid`].
     pub fn decode(label: u32, bytes: &[u8]) -> Result<Request, CacheError> {
-        let name = || {
+        let name = || -> Result<Name, CacheError> {
             let mut r = Reader(bytes);
             let name = r.name()?;
             r.end()?;
@@ -476,12 +478,15 @@ impl Request {
                 let (set, after) = postcard(bytes)?;
                 Request::Objects { set, after }
             }
-            label::DUMP => Request::Dump { after: postcard(bytes)? },
+            label::DUMP => {
+                let (everything, after) = postcard(bytes)?;
+                Request::Dump { everything, after }
+            }
             label::RESTORE => {
                 let objects: Vec<Dumped> = postcard(bytes)?;
                 for o in &objects {
                     let d = check_name(o.name)?;
-                    if o.data.is_empty() || o.data.len() > d.capacity as usize || !d.snapshot {
+                    if o.data.is_empty() || o.data.len() > d.capacity as usize {
                         return Err(CacheError::Invalid);
                     }
                 }
@@ -501,7 +506,7 @@ impl Request {
 
     /// Whether a channel with these rights may ask this.
     pub fn check(&self, rights: Rights) -> Result<(), CacheError> {
-        let class = |n: Name| check_name(n).map(|d| d.class);
+        let class = |n: Name| -> Result<Class, CacheError> { check_name(n).map(|d| d.class) };
         let may = |wanted: Rights| {
             if rights.allows(wanted) { Ok(()) } else { Err(CacheError::Denied) }
         };
@@ -516,9 +521,7 @@ impl Request {
                 }
                 Ok(())
             }
-            Request::Grab { name } | Request::Release { name } => {
-                may(Rights::full(class(*name)?))
-            }
+            Request::Grab { name } | Request::Release { name } => may(Rights::full(class(*name)?)),
             Request::Wait { on, .. } => {
                 on.iter().try_for_each(|(n, _)| may(Rights::read(class(*n)?)))
             }
@@ -527,7 +530,11 @@ impl Request {
                 may(Rights::read(d.class)).or_else(|_| may(Rights::CONTROL))
             }
             Request::Status => {
-                if rights.allows(Rights::MEMBER) { Ok(()) } else { may(Rights::CONTROL) }
+                if rights.allows(Rights::MEMBER) {
+                    Ok(())
+                } else {
+                    may(Rights::CONTROL)
+                }
             }
             Request::Objects { .. } | Request::Dump { .. } | Request::Restore(_) => {
                 may(Rights::CONTROL)

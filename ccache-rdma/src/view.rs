@@ -242,9 +242,13 @@ impl View {
         for r in &mut next.shards {
             if r.primary == Some(slot) {
                 r.primary = r.backups.iter().min_by_key(|s| (primaries[usize::from(*s)], *s));
-                if let Some(p) = r.primary {
-                    primaries[usize::from(p)] += 1;
-                    r.backups = r.backups.without(p);
+                match r.primary {
+                    Some(p) => {
+                        primaries[usize::from(p)] += 1;
+                        r.backups = r.backups.without(p);
+                    }
+                    // Half a copy is none, with nobody left to fill it.
+                    None => r.rebuilding = Slots::NONE,
                 }
             }
         }
@@ -256,8 +260,11 @@ impl View {
     /// holds nothing yet: its share of copies is listed as rebuilding.
     #[must_use]
     pub fn with(&self, member: &Member) -> View {
-        let mut next =
-            if self.member(member.slot).is_some() { self.without(member.slot) } else { self.clone() };
+        let mut next = if self.member(member.slot).is_some() {
+            self.without(member.slot)
+        } else {
+            self.clone()
+        };
         next.epoch = self.epoch + 1;
         next.insert(member);
         next.top_up();
@@ -367,6 +374,165 @@ impl View {
                 held[usize::from(s)] += 1;
                 r.rebuilding = r.rebuilding.with(s);
             }
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use proptest::prelude::*;
+
+    fn member(slot: u8, incarnation: u64) -> Member {
+        Member { slot, incarnation, path: format!("/n{slot}/fabric.sock") }
+    }
+
+    fn first(n: u8) -> View {
+        View::first(&(0..n).map(|s| member(s, 1)).collect::<Vec<_>>())
+    }
+
+    fn loads(v: &View, f: impl Fn(&Replicas, u8) -> bool) -> Vec<usize> {
+        v.slots().iter().map(|s| v.shards.iter().filter(|r| f(r, s)).count()).collect()
+    }
+
+    fn everything(v: &View, slot: u8) -> Vec<Shard> {
+        (0..SHARDS).map(Shard).filter(|s| v.replicas(*s).rebuilding.contains(slot)).collect()
+    }
+
+    fn rebuild_all(mut v: View) -> View {
+        for slot in v.slots().iter() {
+            v = v.rebuilt(slot, &everything(&v, slot)).unwrap_or(v);
+        }
+        v
+    }
+
+    #[test]
+    fn three_nodes_lose_one_and_get_it_back() {
+        let v = first(3);
+        assert!(v.well_formed() && v.survival().can_lose_a_node());
+        assert!(v.shards.iter().all(|r| r.complete().len() == 3));
+        let two = v.without(0);
+        assert!(two.well_formed());
+        assert_eq!(two.epoch, 2);
+        assert!(two.shards.iter().all(|r| r.complete().len() == 2 && r.rebuilding.is_empty()));
+        assert!(two.survival().copies && !two.survival().votes);
+        let primaries = loads(&two, |r, s| r.primary == Some(s));
+        assert!(primaries.iter().all(|p| p.abs_diff(512) <= 1), "{primaries:?}");
+        let three = two.with(&member(0, 2));
+        assert_eq!(three.survival().rebuilding, 1024);
+        assert!(three.shards.iter().all(|r| r.rebuilding == Slots::one(0)));
+        let whole = rebuild_all(three);
+        assert!(whole.survival().can_lose_a_node());
+        assert_eq!(whole.survival().rebuilding, 0);
+        assert_eq!(whole.rebuilt(0, &[Shard(3)]), None);
+    }
+
+    #[test]
+    fn a_node_alone_and_a_node_too_many() {
+        let one = first(1);
+        assert!(one.well_formed() && !one.survival().copies);
+        let none = first(2).without(0).without(1);
+        assert_eq!(none.survival().lost, 1024);
+        let mut many: Vec<Member> = (0..20).map(|s| member(s, 1)).collect();
+        many.push(member(3, 2));
+        let v = View::first(&many);
+        assert!(v.well_formed());
+        assert_eq!((v.members.len(), v.member(3).unwrap().incarnation), (16, 1));
+    }
+
+    #[test]
+    fn what_is_not_a_view_is_seen() {
+        let v = first(3);
+        let mut w = v.clone();
+        w.shards[7].backups = w.shards[7].complete();
+        assert!(!w.well_formed(), "primary twice");
+        let mut w = v.clone();
+        w.shards.pop();
+        assert!(!w.well_formed());
+        let mut w = v.clone();
+        w.shards[0].primary = Some(9);
+        assert!(!w.well_formed(), "stranger");
+        let mut w = v;
+        w.members.swap(0, 1);
+        assert!(!w.well_formed());
+    }
+
+    #[derive(Clone, Debug)]
+    enum Step {
+        Die(u8),
+        Join(u8),
+        Rebuilt(u8, u16),
+        Rehome(u8, u16),
+    }
+
+    fn step() -> impl Strategy<Value = Step> {
+        prop_oneof![
+            (0..8u8).prop_map(Step::Die),
+            (0..8u8).prop_map(Step::Join),
+            (0..8u8, 1..=1024u16).prop_map(|(s, n)| Step::Rebuilt(s, n)),
+            (0..8u8, 0..1024u16).prop_map(|(s, n)| Step::Rehome(s, n)),
+        ]
+    }
+
+    proptest! {
+        #![proptest_config(ProptestConfig::with_cases(64))]
+        /// In any history, each step moves only what it must, and a complete copy is never claimed
+        /// that was not one before or reported rebuilt.
+        #[test]
+        fn histories(n in 1..8u8, steps in proptest::collection::vec(step(), 1..40)) {
+            let mut v = first(n);
+            for (i, s) in steps.into_iter().enumerate() {
+                let before = v.clone();
+                match s {
+                    Step::Die(d) => {
+                        if v.member(d).is_none() || v.members.len() == 1 { continue }
+                        v = v.without(d);
+                        for (a, b) in before.shards.iter().zip(&v.shards) {
+                            prop_assert_eq!(b.complete(), a.complete().without(d));
+                            if a.primary != Some(d) {
+                                prop_assert_eq!(a.primary, b.primary);
+                            }
+                            prop_assert_eq!(b.primary.is_none(), b.complete().is_empty());
+                            if b.primary.is_some() {
+                                prop_assert!(b.all().len() >= v.wanted());
+                            }
+                        }
+                    }
+                    Step::Join(j) => {
+                        if v.member(j).is_some() { continue }
+                        v = v.with(&member(j, 2 + i as u64));
+                        for (a, b) in before.shards.iter().zip(&v.shards) {
+                            prop_assert_eq!((a.primary, a.backups), (b.primary, b.backups));
+                            prop_assert!(b.rebuilding.minus(a.rebuilding).minus(Slots::one(j)).is_empty()
+                                || a.all().len() < v.wanted());
+                        }
+                    }
+                    Step::Rebuilt(slot, many) => {
+                        let mut shards = everything(&v, slot);
+                        shards.truncate(usize::from(many));
+                        let Some(next) = v.rebuilt(slot, &shards) else { continue };
+                        v = next;
+                        for s in &shards {
+                            prop_assert!(v.replicas(*s).backups.contains(slot));
+                            prop_assert!(v.replicas(*s).complete().len() <= v.wanted());
+                            prop_assert_eq!(v.primary(*s), before.primary(*s));
+                        }
+                    }
+                    Step::Rehome(to, s) => {
+                        let Some(next) = v.rehome(to, &[Shard(s)]) else { continue };
+                        v = next;
+                        prop_assert_eq!(v.primary(Shard(s)), Some(to));
+                        prop_assert_eq!(v.replicas(Shard(s)).complete(), before.replicas(Shard(s)).complete());
+                    }
+                }
+                prop_assert!(v.well_formed());
+                prop_assert_eq!(v.epoch, before.epoch + 1);
+            }
+            // Once everything is rebuilt and nothing was lost, a node can be lost from three up.
+            let whole = rebuild_all(v);
+            prop_assert_eq!(whole.survival().rebuilding, 0);
+            let s = whole.survival();
+            prop_assert_eq!(s.can_lose_a_node(), whole.members.len() > 2 && s.lost == 0);
         }
     }
 }
