@@ -7,6 +7,7 @@
 pub mod console;
 pub mod errno;
 pub mod memory;
+pub mod object;
 pub mod posix;
 pub mod process;
 pub mod vfs;

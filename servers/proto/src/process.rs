@@ -143,6 +143,8 @@ impl Broadcast {
 pub enum Order {
     /// kill(2) with pid -1.
     Kill {
+        /// Node whose server has already done its part.
+        from: u8,
         /// Sender; 0 is the operator.
         sender: Pid,
         /// Signal.
@@ -158,6 +160,42 @@ pub enum Order {
 }
 
 impl Process {
+    /// The slot that PID 1 is on: none, so it is never lost with a node.
+    pub const NOWHERE: u8 = u8::MAX;
+
+    /// PID 1: a record without a program. Its children are reaped as they end.
+    pub fn init(start: i64) -> Process {
+        Process {
+            pid: 1,
+            ppid: 0,
+            pgid: 1,
+            sid: 1,
+            tty: None,
+            node: Self::NOWHERE,
+            incarnation: 0,
+            uid: [0; 3],
+            gid: [0; 3],
+            groups: Vec::new(),
+            state: State::Running,
+            unreported: None,
+            pending: 0,
+            children: Vec::new(),
+            command: b"init\0".to_vec(),
+            start,
+            end: 0,
+            exit_signal: 0,
+            verdict: None,
+            own_us: (0, 0),
+            children_us: (0, 0),
+            autoreap: true,
+            no_cldstop: true,
+            execed: true,
+            claimed: false,
+            infos: Vec::new(),
+            answered: Vec::new(),
+        }
+    }
+
     /// Its effective credentials.
     pub fn credentials(&self) -> Credentials {
         Credentials { uid: self.uid[1], gid: self.gid[1], groups: self.groups.clone() }

@@ -1,0 +1,151 @@
+//! Postcard objects read and written as one optimistic transaction.
+//!
+//! A server's handler loads what it needs into a [`Draft`], changes it, and commits; when an object
+//! changed meanwhile it starts again from fresh reads, a bounded number of times ([`Attempts`]).
+
+use crate::errno::{self, Errno};
+use clustix_ccache::cache::{Cache, CacheError, Expect, Transaction, Version, Write};
+use clustix_ccache::name::Name;
+use clustix_pd::exec;
+use serde::Serialize;
+use serde::de::DeserializeOwned;
+
+/// Parses an object; bytes that are none are EIO (the cluster-cache's contents are damaged).
+pub fn decode<T: DeserializeOwned>(bytes: &[u8]) -> Result<T, Errno> {
+    postcard::from_bytes(bytes).map_err(|_| errno::EIO)
+}
+
+/// An object's bytes.
+pub fn encode<T: Serialize>(object: &T) -> Result<Vec<u8>, Errno> {
+    postcard::to_allocvec(object).map_err(|_| errno::EIO)
+}
+
+/// Reads one object. `None`: absent.
+pub async fn load<C: Cache, T: DeserializeOwned>(
+    cache: &C,
+    name: Name,
+) -> Result<(Option<T>, Version), Errno> {
+    let mut bytes = Vec::new();
+    let version = cache.get(name, &mut bytes).await?;
+    Ok((if version.exists() { Some(decode(&bytes)?) } else { None }, version))
+}
+
+struct Seen {
+    name: Name,
+    version: Version,
+    data: Option<Vec<u8>>,
+    written: bool,
+}
+
+/// What a handler has read and means to write, as one transaction.
+pub struct Draft<'c, C> {
+    cache: &'c C,
+    seen: Vec<Seen>,
+    repeatable: bool,
+}
+
+impl<'c, C: Cache> Draft<'c, C> {
+    /// An empty one, of a handler that may be run again when the outcome of its commit is unknown
+    /// (it looks whether its effect is already there).
+    pub fn repeatable(cache: &'c C) -> Self {
+        Draft { cache, seen: Vec::new(), repeatable: true }
+    }
+
+    /// An empty one, of a handler that must not be run twice.
+    pub fn once(cache: &'c C) -> Self {
+        Draft { cache, seen: Vec::new(), repeatable: false }
+    }
+
+    /// The object as this draft leaves it; `None`: absent. What is loaded must still be so at the
+    /// commit.
+    pub async fn load<T: DeserializeOwned>(&mut self, name: Name) -> Result<Option<T>, Errno> {
+        let i = match self.seen.iter().position(|s| s.name == name) {
+            Some(i) => i,
+            None => {
+                let mut data = Vec::new();
+                let version = self.cache.get(name, &mut data).await?;
+                let data = version.exists().then_some(data);
+                self.seen.push(Seen { name, version, data, written: false });
+                self.seen.len() - 1
+            }
+        };
+        self.seen[i].data.as_deref().map(decode).transpose()
+    }
+
+    /// Writes an object: one loaded before, or else a new one.
+    pub fn store<T: Serialize>(&mut self, name: Name, object: &T) -> Result<(), Errno> {
+        self.write(name, Some(encode(object)?));
+        Ok(())
+    }
+
+    /// Removes an object loaded before.
+    pub fn remove(&mut self, name: Name) {
+        self.write(name, None);
+    }
+
+    fn write(&mut self, name: Name, data: Option<Vec<u8>>) {
+        match self.seen.iter_mut().find(|s| s.name == name) {
+            Some(s) => {
+                s.data = data;
+                s.written = true;
+            }
+            None => self.seen.push(Seen { name, version: Version::ABSENT, data, written: true }),
+        }
+    }
+
+    /// Commits. `false`: something changed meanwhile, nothing was done, start again.
+    pub async fn commit(self) -> Result<bool, Errno> {
+        let mut t = Transaction::new();
+        for s in self.seen {
+            match (s.written, s.data) {
+                (false, _) => t.reads.push((s.name, s.version)),
+                // Made and removed again within this draft.
+                (true, None) if !s.version.exists() => t.reads.push((s.name, s.version)),
+                (true, data) => {
+                    t.writes.push(Write { name: s.name, expect: Expect::Version(s.version), data })
+                }
+            }
+        }
+        if t.writes.is_empty() {
+            return Ok(true);
+        }
+        match self.cache.transact(t).await {
+            Ok(()) => Ok(true),
+            Err(CacheError::Conflict) => Ok(false),
+            Err(CacheError::Unknown | CacheError::Gone) if self.repeatable => Ok(false),
+            Err(e) => Err(e.into()),
+        }
+    }
+}
+
+/// The bound on an optimistic handler's tries.
+pub struct Attempts {
+    left: u32,
+    pause_ns: u64,
+}
+
+impl Attempts {
+    /// Most tries. With the pauses between them (20 µs doubling to 4 ms) about 0.4 s.
+    pub const MOST: u32 = 100;
+
+    /// None used yet.
+    #[allow(clippy::new_without_default)]
+    pub fn new() -> Attempts {
+        Attempts { left: Self::MOST, pause_ns: 0 }
+    }
+
+    /// After a conflict: pauses, then lets the handler try again; EBUSY when it has tried often
+    /// enough.
+    pub async fn again(&mut self) -> Result<(), Errno> {
+        self.left = self.left.checked_sub(1).ok_or(errno::EBUSY)?;
+        if self.pause_ns == 0 {
+            // The first conflict is mostly over by now.
+            exec::yield_now().await;
+            self.pause_ns = 20_000;
+        } else {
+            exec::sleep_until(exec::now_ns() + self.pause_ns).await;
+            self.pause_ns = (self.pause_ns * 2).min(4_000_000);
+        }
+        Ok(())
+    }
+}
