@@ -121,7 +121,7 @@ impl Boot {
         let mut served = Vec::new();
         for (what, fd) in info.descriptors.into_iter().zip(descriptors) {
             match what {
-                Descriptor::Client { name, window, cptr: _ } => {
+                Descriptor::Client { name, window } => {
                     let window = window as usize;
                     let client = Mapping::new(fd.as_fd(), channel_len(window), true)
                         .and_then(|m| Client::new(m, window))
@@ -159,7 +159,7 @@ impl Boot {
                 })
                 .map_err(|e| BootError::Map(format!("channel of {}", channel.client), e))?;
         }
-        let kernel = Kernel::new(fd, info.caps, inbox);
+        let kernel = Kernel::new(fd, info.caps, info.roles, inbox);
         let listener = kernel.clone();
         std::thread::Builder::new()
             .name("kernel".into())

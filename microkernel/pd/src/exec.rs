@@ -52,13 +52,13 @@ pub fn now_ns() -> u64 {
 /// `word` must stay mapped until the thread's next poll pass. Words beyond [`MAX_WORDS`] are not
 /// watched; the executor then sleeps for one millisecond at most.
 pub fn register(word: &AtomicU32, seen: u32) {
+    let (val, uaddr) = (u64::from(seen), word as *const AtomicU32 as u64);
     PARKED.with_borrow_mut(|p| {
-        p.waiters.push(Waiter {
-            val: u64::from(seen),
-            uaddr: word as *const AtomicU32 as u64,
-            flags: FUTEX2_SIZE_U32,
-            reserved: 0,
-        })
+        // A server's many tasks all watch the same bells.
+        if p.waiters.iter().any(|w| w.uaddr == uaddr && w.val == val) {
+            return;
+        }
+        p.waiters.push(Waiter { val, uaddr, flags: FUTEX2_SIZE_U32, reserved: 0 })
     });
 }
 

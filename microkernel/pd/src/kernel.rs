@@ -1,17 +1,20 @@
 //! The slow path: requests to the kernel process over descriptor 3.
 //!
-//! Any thread may ask; a listener thread receives what the kernel sends, answers and notices alike.
-//! Requests block their thread, and cost a round trip through the kernel process: nothing on a hot
-//! path goes here.
+//! Every request is a system call of the hosted kernel in seL4's shape (`clustix_abi`): a capability,
+//! a label, words. The typed functions below are that and nothing more. Any thread may ask; a
+//! listener thread receives what the kernel sends. Requests block their thread, and cost a round
+//! trip through the kernel process: nothing on a hot path goes here.
 
 use std::collections::{HashMap, VecDeque};
 use std::os::fd::{AsFd, OwnedFd};
 use std::sync::atomic::{AtomicU32, AtomicU64, Ordering};
 use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
 
+use clustix_abi::{Error, Fault, Hosted, Invocation, MessageInfo, Rights, Syscall, slot};
+
 use crate::channel::{Arrival, ChannelId, Inbox};
 use crate::region::{Mapping, Region};
-use crate::wire::{self, Answer, Notice, Packet, Refusal, Request};
+use crate::wire::{self, Delivered, Extra, Notice, Packet};
 pub use crate::wire::{Exit, PdInfo};
 
 /// Length of a stub's window in bytes.
@@ -20,19 +23,28 @@ pub const STUB_WINDOW: usize = 128 * 1024;
 /// Byte offset in a stub's window of the 64-bit count of request bells it rang.
 pub const STUB_WAKEUPS_AT: usize = 0x10;
 
-/// Name of the capability for stubs among those a domain starts with.
+/// Name, among the capabilities a domain starts with, of the one for making stubs.
 pub const CAP_STUBS: &str = "stubs";
-/// Name of the capability for looking at the node.
+/// Of the one for making regions.
+pub const CAP_REGIONS: &str = "regions";
+/// Of the one for looking at the node.
 pub const CAP_NODE: &str = "node";
+/// Of the endpoint on which a supervisor is told of deaths.
+pub const CAP_PD_EVENTS: &str = "pd-events";
+/// Of the endpoint on which the owner of stubs is told of deaths.
+pub const CAP_STUB_EVENTS: &str = "stub-events";
 /// Prefix of the names of PD capabilities: `pd:vfs`.
 pub const CAP_PD: &str = "pd:";
+
+/// Depth at which a slot's index in the root CNode is a capability address.
+const FLAT: u64 = 64;
 
 /// Why a slow-path request failed.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
 pub enum KernelError {
     /// The kernel refused.
-    #[error("the kernel refused: {0}")]
-    Refused(#[from] Refusal),
+    #[error("the kernel refused: {}", .0.name())]
+    Refused(Error),
     /// This domain was given no such capability.
     #[error("this domain holds no capability for that")]
     NoCapability,
@@ -42,6 +54,15 @@ pub enum KernelError {
     /// The answer was not what the request asks for (a fault of the kernel).
     #[error("the kernel's answer is malformed")]
     Malformed,
+    /// Memory that the kernel handed out could not be mapped here.
+    #[error("no room to map the memory")]
+    NoMemory,
+}
+
+impl From<Error> for KernelError {
+    fn from(e: Error) -> Self {
+        KernelError::Refused(e)
+    }
 }
 
 /// A domain ended, as its supervisor is told.
@@ -136,12 +157,17 @@ pub struct Stub {
     pub window: StubWindow,
 }
 
+struct Reply {
+    result: Result<Delivered, u64>,
+    extra: Extra,
+    descriptors: Vec<OwnedFd>,
+}
+
 #[derive(Default)]
 struct Mail {
     /// Requests that wait, with the answers that came.
-    answers: HashMap<u32, VecDeque<(Result<Answer, Refusal>, Vec<OwnedFd>)>>,
-    pd_events: VecDeque<PdEvent>,
-    stub_events: VecDeque<StubEvent>,
+    answers: HashMap<u32, VecDeque<Reply>>,
+    /// The socket ended.
     closed: bool,
 }
 
@@ -150,7 +176,11 @@ struct Inner {
     sequence: AtomicU32,
     mail: Mutex<Mail>,
     arrived: Condvar,
-    caps: Mutex<HashMap<String, u64>>,
+    caps: HashMap<String, u64>,
+    roles: Vec<String>,
+    /// Capabilities of stubs, by number; none yet for a stub whose death was told before its
+    /// birth.
+    stubs: Mutex<HashMap<u32, Option<u64>>>,
     inbox: Arc<Inbox>,
 }
 
@@ -158,15 +188,26 @@ struct Inner {
 #[derive(Clone)]
 pub struct Kernel(Arc<Inner>);
 
+fn locked<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
+    mutex.lock().unwrap_or_else(PoisonError::into_inner)
+}
+
 impl Kernel {
     /// Takes over the kernel socket; the boot message was read from it already.
-    pub(crate) fn new(socket: OwnedFd, caps: Vec<(String, u64)>, inbox: Arc<Inbox>) -> Kernel {
+    pub(crate) fn new(
+        socket: OwnedFd,
+        caps: Vec<(String, u64)>,
+        roles: Vec<String>,
+        inbox: Arc<Inbox>,
+    ) -> Kernel {
         Kernel(Arc::new(Inner {
             socket,
             sequence: AtomicU32::new(0),
             mail: Mutex::default(),
             arrived: Condvar::new(),
-            caps: Mutex::new(caps.into_iter().collect()),
+            caps: caps.into_iter().collect(),
+            roles,
+            stubs: Mutex::default(),
             inbox,
         }))
     }
@@ -181,20 +222,17 @@ impl Kernel {
                 self.deliver(notice, received.descriptors);
             }
         }
-        self.mail().closed = true;
+        locked(&self.0.mail).closed = true;
         self.0.arrived.notify_all();
-    }
-
-    fn mail(&self) -> MutexGuard<'_, Mail> {
-        self.0.mail.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
     fn deliver(&self, notice: Notice, mut descriptors: Vec<OwnedFd>) {
         match notice {
-            Notice::Answer { sequence, answer } => {
-                if let Some(queue) = self.mail().answers.get_mut(&sequence) {
-                    queue.push_back((answer, descriptors));
+            Notice::Answer { sequence, result, extra } => {
+                if let Some(queue) = locked(&self.0.mail).answers.get_mut(&sequence) {
+                    queue.push_back(Reply { result, extra, descriptors });
                 }
+                self.0.arrived.notify_all();
             }
             Notice::Channel(info) => {
                 if let Some(fd) = descriptors.pop() {
@@ -205,54 +243,41 @@ impl Kernel {
                         window: info.window as usize,
                     });
                 }
-                return;
             }
-            Notice::ChannelGone { channel } => {
-                self.0.inbox.push(Arrival::Gone(ChannelId(channel)));
-                return;
-            }
-            Notice::PdDied { role, pid, exit } => {
-                self.mail().pd_events.push_back(PdEvent { role, pid, status: exit });
-            }
-            Notice::StubDied { stub, exit } => {
-                self.mail().stub_events.push_back(StubEvent::Died { id: stub, status: exit });
-            }
-            Notice::Boot { .. } | Notice::Descriptors => return,
+            Notice::ChannelGone { channel } => self.0.inbox.push(Arrival::Gone(ChannelId(channel))),
+            // Channels to call by are fixed at the start so far; the capability works on the slow
+            // path all the same.
+            Notice::Client { .. } | Notice::ClientGone { .. } => {}
+            Notice::Boot { .. } | Notice::Descriptors => {}
         }
-        self.0.arrived.notify_all();
     }
 
-    fn send(&self, request: Request) -> Result<u32, KernelError> {
-        let sequence = self.0.sequence.fetch_add(1, Ordering::Relaxed);
-        let bytes = postcard::to_stdvec(&Packet { sequence, request })
-            .map_err(|_| KernelError::Malformed)?;
+    fn send_packet(&self, mut packet: Packet) -> Result<u32, KernelError> {
+        packet.sequence = self.0.sequence.fetch_add(1, Ordering::Relaxed);
+        let bytes = postcard::to_stdvec(&packet).map_err(|_| KernelError::Malformed)?;
         if bytes.len() > wire::MAX_PACKET {
-            return Err(Refusal::InvalidArgument.into());
+            return Err(Error::InvalidArgument.into());
         }
-        self.mail().answers.insert(sequence, VecDeque::new());
+        locked(&self.0.mail).answers.insert(packet.sequence, VecDeque::new());
         if crate::socket::send(self.0.socket.as_fd(), &bytes, &[], false).is_err() {
-            self.mail().answers.remove(&sequence);
+            locked(&self.0.mail).answers.remove(&packet.sequence);
             return Err(KernelError::Closed);
         }
-        Ok(sequence)
+        Ok(packet.sequence)
     }
 
-    /// Waits for the next packet that answers `sequence`; `last` says whether it is the last.
-    fn answer(
-        &self,
-        sequence: u32,
-        last: impl Fn(&Result<Answer, Refusal>) -> bool,
-    ) -> Result<(Answer, Vec<OwnedFd>), KernelError> {
-        let mut mail = self.mail();
+    /// Waits for the next packet that answers `sequence`.
+    fn next_reply(&self, sequence: u32) -> Result<Reply, KernelError> {
+        let mut mail = locked(&self.0.mail);
         loop {
             let Some(queue) = mail.answers.get_mut(&sequence) else {
                 return Err(KernelError::Malformed);
             };
-            if let Some((answer, fds)) = queue.pop_front() {
-                if last(&answer) {
+            if let Some(reply) = queue.pop_front() {
+                if !matches!(reply.extra, Extra::Metrics { more: true, .. }) {
                     mail.answers.remove(&sequence);
                 }
-                return Ok((answer?, fds));
+                return Ok(reply);
             }
             if mail.closed {
                 mail.answers.remove(&sequence);
@@ -262,59 +287,114 @@ impl Kernel {
         }
     }
 
-    fn ask(&self, request: Request) -> Result<(Answer, Vec<OwnedFd>), KernelError> {
-        let sequence = self.send(request)?;
-        self.answer(sequence, |_| true)
-    }
-
-    fn done(&self, request: Request) -> Result<(), KernelError> {
-        match self.ask(request)?.0 {
-            Answer::Done => Ok(()),
-            _ => Err(KernelError::Malformed),
+    fn ask(&self, packet: Packet) -> Result<(Delivered, Extra, Vec<OwnedFd>), KernelError> {
+        let sequence = self.send_packet(packet)?;
+        let reply = self.next_reply(sequence)?;
+        match reply.result {
+            Ok(delivered) => Ok((delivered, reply.extra, reply.descriptors)),
+            Err(number) => {
+                Err(Error::from_number(number).map_or(KernelError::Malformed, KernelError::Refused))
+            }
         }
     }
 
-    /// Address of a capability that this domain started with: an endpoint by its channel's name,
-    /// [`CAP_STUBS`], [`CAP_NODE`], or `pd:` and a role.
+    /// Address of a capability that this domain started with: an endpoint by its server's role,
+    /// one of the `CAP_…` names, or `pd:` and a role.
     pub fn capability(&self, name: &str) -> Option<u64> {
-        self.0.caps.lock().unwrap_or_else(PoisonError::into_inner).get(name).copied()
+        self.0.caps.get(name).copied()
     }
 
     fn need(&self, name: &str) -> Result<u64, KernelError> {
         self.capability(name).ok_or(KernelError::NoCapability)
     }
 
-    // -- Capabilities ------------------------------------------------------------------------
+    // -- System calls ------------------------------------------------------------------------
 
-    /// Invokes the object that the capability at `cptr` names, seL4-style: returns the reply's
-    /// message registers.
+    /// `seL4_Call` on any capability: invokes a kernel object, or sends to an endpoint and waits for
+    /// the answer.
+    pub fn call(
+        &self,
+        cptr: u64,
+        label: u64,
+        words: &[u64],
+        caps: &[u64],
+    ) -> Result<Delivered, KernelError> {
+        Ok(self.ask(packet(Syscall::Call, cptr, label, words, caps))?.0)
+    }
+
+    /// `seL4_Call`, for its answer's words alone.
     pub fn invoke(
         &self,
         cptr: u64,
         label: u64,
-        registers: &[u64],
+        words: &[u64],
         caps: &[u64],
     ) -> Result<Vec<u64>, KernelError> {
-        let request =
-            Request::Invoke { cptr, label, registers: registers.to_vec(), caps: caps.to_vec() };
-        match self.ask(request)?.0 {
-            Answer::Registers(r) => Ok(r),
-            Answer::Done => Ok(Vec::new()),
-            _ => Err(KernelError::Malformed),
-        }
+        Ok(self.call(cptr, label, words, caps)?.words)
     }
 
-    /// Signals a notification.
+    /// `seL4_Send`: waits until somebody receives.
+    pub fn send(&self, cptr: u64, label: u64, words: &[u64]) -> Result<(), KernelError> {
+        self.ask(packet(Syscall::Send, cptr, label, words, &[])).map(drop)
+    }
+
+    /// `seL4_Recv`: waits for a message; a call is held in the reply object at `reply`, and a
+    /// capability that comes with it is put into the empty slot `receive` (0: none).
+    pub fn recv(&self, cptr: u64, reply: u64, receive: u64) -> Result<Delivered, KernelError> {
+        let mut p = packet(Syscall::Recv, cptr, 0, &[], &[]);
+        p.reply = reply;
+        p.receive = receive;
+        Ok(self.ask(p)?.0)
+    }
+
+    /// `seL4_Reply` through the reply object at `reply`.
+    pub fn reply(&self, reply: u64, label: u64, words: &[u64]) -> Result<(), KernelError> {
+        let mut p = packet(Syscall::Reply, reply, label, words, &[]);
+        p.reply = reply;
+        self.ask(p).map(drop)
+    }
+
+    /// `seL4_Signal` on a notification.
     pub fn signal(&self, cptr: u64) -> Result<(), KernelError> {
-        self.done(Request::Signal { cptr })
+        self.ask(packet(Syscall::NBSend, cptr, 0, &[], &[])).map(drop)
     }
 
-    /// Waits until a notification is signalled; returns its word (the OR of the badges).
+    /// `seL4_Wait` on a notification: returns its word (the OR of the badges).
     pub fn wait(&self, cptr: u64) -> Result<u64, KernelError> {
-        match self.ask(Request::Wait { cptr })?.0 {
-            Answer::Registers(r) => r.first().copied().ok_or(KernelError::Malformed),
-            _ => Err(KernelError::Malformed),
-        }
+        Ok(self.ask(packet(Syscall::Wait, cptr, 0, &[], &[]))?.0.badge)
+    }
+
+    // -- Capabilities ------------------------------------------------------------------------
+
+    /// `seL4_CNode_Copy` within this domain's own CSpace.
+    pub fn copy(&self, to: u64, from: u64, rights: Rights) -> Result<(), KernelError> {
+        let words = [to, FLAT, from, FLAT, rights.bits()];
+        self.cnode(Invocation::CNodeCopy, &words, &[slot::CNODE])
+    }
+
+    /// `seL4_CNode_Mint` within this domain's own CSpace: a copy with fewer rights and a badge.
+    pub fn mint(&self, to: u64, from: u64, rights: Rights, badge: u64) -> Result<(), KernelError> {
+        let words = [to, FLAT, from, FLAT, rights.bits(), badge];
+        self.cnode(Invocation::CNodeMint, &words, &[slot::CNODE])
+    }
+
+    /// `seL4_CNode_Move` within this domain's own CSpace.
+    pub fn r#move(&self, to: u64, from: u64) -> Result<(), KernelError> {
+        self.cnode(Invocation::CNodeMove, &[to, FLAT, from, FLAT], &[slot::CNODE])
+    }
+
+    /// `seL4_CNode_Delete`.
+    pub fn delete(&self, cptr: u64) -> Result<(), KernelError> {
+        self.cnode(Invocation::CNodeDelete, &[cptr, FLAT], &[])
+    }
+
+    /// `seL4_CNode_Revoke`: removes everything derived from the capability, in every domain.
+    pub fn revoke(&self, cptr: u64) -> Result<(), KernelError> {
+        self.cnode(Invocation::CNodeRevoke, &[cptr, FLAT], &[])
+    }
+
+    fn cnode(&self, what: Invocation, words: &[u64], caps: &[u64]) -> Result<(), KernelError> {
+        self.call(slot::CNODE, what.number(), words, caps).map(drop)
     }
 
     // -- Domains (init, control) -------------------------------------------------------------
@@ -322,25 +402,37 @@ impl Kernel {
     /// Starts the domain `role` if it does not run (init).
     pub fn pd_start(&self, role: &str) -> Result<(), KernelError> {
         let cptr = self.need(&format!("{CAP_PD}{role}"))?;
-        self.done(Request::PdStart { cptr })
+        self.call(cptr, Hosted::PdStart.number(), &[], &[]).map(drop)
     }
 
     /// Kills the domain `role` (init).
     pub fn pd_kill(&self, role: &str) -> Result<(), KernelError> {
         let cptr = self.need(&format!("{CAP_PD}{role}"))?;
-        self.done(Request::PdKill { cptr })
+        self.call(cptr, Hosted::PdKill.number(), &[], &[]).map(drop)
     }
 
     /// The next end of a domain; blocks until there is one (init).
     pub fn pd_events(&self) -> Result<PdEvent, KernelError> {
-        self.next_event(|mail| mail.pd_events.pop_front())
+        let cptr = self.need(CAP_PD_EVENTS)?;
+        loop {
+            let (message, extra, _) = self.ask(packet(Syscall::Recv, cptr, 0, &[], &[]))?;
+            let label = MessageInfo::from_word(message.info).label();
+            let &[number, status, ..] = message.words.as_slice() else { continue };
+            if label != Fault::PdDeath.number() {
+                continue;
+            }
+            let role = usize::try_from(number).ok().and_then(|n| self.0.roles.get(n));
+            let role = role.ok_or(KernelError::Malformed)?.clone();
+            let pid = if let Extra::Process { pid } = extra { pid } else { 0 };
+            return Ok(PdEvent { role, pid, status: Exit::from_wait_status(status as i32) });
+        }
     }
 
     /// All domains of the node (control, init).
     pub fn pd_list(&self) -> Result<Vec<PdInfo>, KernelError> {
         let cptr = self.need(CAP_NODE)?;
-        match self.ask(Request::PdList { cptr })?.0 {
-            Answer::Pds(p) => Ok(p),
+        match self.ask(packet(Syscall::Call, cptr, Hosted::MetricsPds.number(), &[], &[]))?.1 {
+            Extra::Pds(p) => Ok(p),
             _ => Err(KernelError::Malformed),
         }
     }
@@ -348,126 +440,150 @@ impl Kernel {
     /// All counters of the node: domain, name (with its labels), value (control).
     pub fn metrics_read(&self) -> Result<Vec<(String, String, u64)>, KernelError> {
         let cptr = self.need(CAP_NODE)?;
-        let sequence = self.send(Request::MetricsRead { cptr })?;
+        let label = Hosted::MetricsRead.number();
+        let sequence = self.send_packet(packet(Syscall::Call, cptr, label, &[], &[]))?;
         let mut all = Vec::new();
         loop {
-            let last =
-                |a: &Result<Answer, Refusal>| !matches!(a, Ok(Answer::Metrics { more: true, .. }));
-            match self.answer(sequence, last)?.0 {
-                Answer::Metrics { entries, more } => {
-                    all.extend(entries);
-                    if !more {
-                        return Ok(all);
-                    }
-                }
-                _ => return Err(KernelError::Malformed),
+            let reply = self.next_reply(sequence)?;
+            reply.result.map_err(|n| {
+                Error::from_number(n).map_or(KernelError::Malformed, KernelError::Refused)
+            })?;
+            let Extra::Metrics { entries, more } = reply.extra else {
+                return Err(KernelError::Malformed);
+            };
+            all.extend(entries);
+            if !more {
+                return Ok(all);
             }
-        }
-    }
-
-    fn next_event<T>(&self, pop: impl Fn(&mut Mail) -> Option<T>) -> Result<T, KernelError> {
-        let mut mail = self.mail();
-        loop {
-            if let Some(event) = pop(&mut mail) {
-                return Ok(event);
-            }
-            if mail.closed {
-                return Err(KernelError::Closed);
-            }
-            mail = self.0.arrived.wait(mail).unwrap_or_else(PoisonError::into_inner);
         }
     }
 
     // -- Stubs and their regions (posix) -----------------------------------------------------
 
-    fn stub(&self, request: Request) -> Result<Stub, KernelError> {
-        match self.ask(request)? {
-            (Answer::Stub { id, pid }, mut fds) => {
-                let fd = fds.pop().ok_or(KernelError::Malformed)?;
-                let window = StubWindow::map(&fd).map_err(|_| Refusal::NotEnoughMemory)?;
-                Ok(Stub { id, pid, window })
+    fn stub(&self, cptr: u64, label: Hosted) -> Result<Stub, KernelError> {
+        let call = packet(Syscall::Call, cptr, label.number(), &[], &[]);
+        let (message, _, mut fds) = self.ask(call)?;
+        let &[id, cap, pid, ..] = message.words.as_slice() else {
+            return Err(KernelError::Malformed);
+        };
+        let fd = fds.pop().ok_or(KernelError::Malformed)?;
+        let id = id as u32;
+        let died = {
+            let mut stubs = locked(&self.0.stubs);
+            match stubs.remove(&id) {
+                Some(_) => true,
+                None => stubs.insert(id, Some(cap)).is_some(),
             }
-            _ => Err(KernelError::Malformed),
+        };
+        if died {
+            let _ = self.delete(cap);
         }
+        match StubWindow::map(&fd) {
+            Ok(window) => Ok(Stub { id, pid: pid as u32, window }),
+            Err(_) => {
+                let _ = self.stub_kill(id);
+                Err(KernelError::NoMemory)
+            }
+        }
+    }
+
+    fn stub_cap(&self, id: u32) -> Result<u64, KernelError> {
+        let cap = locked(&self.0.stubs).get(&id).copied().flatten();
+        cap.ok_or(KernelError::Refused(Error::Gone))
     }
 
     /// Starts a stub from the clean zygote.
     pub fn stub_spawn(&self) -> Result<Stub, KernelError> {
-        self.stub(Request::StubSpawn { cptr: self.need(CAP_STUBS)? })
+        self.stub(self.need(CAP_STUBS)?, Hosted::StubSpawn)
     }
 
-    /// Makes the window and kernel socket of a child of `parent`, which received them on its own
-    /// descriptor 3 when this returns. The child's `pid` is 0: it becomes known to the kernel when
-    /// the child says hello.
+    /// Makes the window and kernel socket of a child of `parent`, which finds them on its own
+    /// descriptor 3 (a message of tag 1) when this returns. The child's `pid` is 0: it becomes
+    /// known to the kernel when the child says hello.
     pub fn stub_fork(&self, parent: u32) -> Result<Stub, KernelError> {
-        self.stub(Request::StubFork { cptr: self.need(CAP_STUBS)?, parent })
+        self.stub(self.stub_cap(parent)?, Hosted::StubFork)
     }
 
     /// Kills a stub (SIGKILL); its end is told by [`Kernel::stub_events`].
     pub fn stub_kill(&self, stub: u32) -> Result<(), KernelError> {
-        self.done(Request::StubKill { cptr: self.need(CAP_STUBS)?, stub })
+        self.call(self.stub_cap(stub)?, Hosted::StubKill.number(), &[], &[]).map(drop)
     }
 
     /// Sends a stub the preemption signal (63).
     pub fn stub_preempt(&self, stub: u32) -> Result<(), KernelError> {
-        self.done(Request::StubPreempt { cptr: self.need(CAP_STUBS)?, stub })
+        self.call(self.stub_cap(stub)?, Hosted::StubPreempt.number(), &[], &[]).map(drop)
     }
 
-    /// The next event of a stub; blocks until there is one.
+    /// The next event of a stub; blocks until there is one. The stub's number means nothing
+    /// afterwards.
     pub fn stub_events(&self) -> Result<StubEvent, KernelError> {
-        self.next_event(|mail| mail.stub_events.pop_front())
-    }
-
-    /// The stubs that live: what a restarted personality finds.
-    pub fn stub_list(&self) -> Result<Vec<u32>, KernelError> {
-        match self.ask(Request::StubList { cptr: self.need(CAP_STUBS)? })?.0 {
-            Answer::Stubs(s) => Ok(s),
-            _ => Err(KernelError::Malformed),
+        let cptr = self.need(CAP_STUB_EVENTS)?;
+        loop {
+            let message = self.recv(cptr, 0, 0)?;
+            let label = MessageInfo::from_word(message.info).label();
+            let &[number, status, ..] = message.words.as_slice() else { continue };
+            if label != Fault::StubDeath.number() {
+                continue;
+            }
+            let id = number as u32;
+            let cap = {
+                let mut stubs = locked(&self.0.stubs);
+                let cap = stubs.remove(&id);
+                if cap.is_none() {
+                    stubs.insert(id, None);
+                }
+                cap.flatten()
+            };
+            if let Some(cap) = cap {
+                // The object goes with its last capability.
+                let _ = self.delete(cap);
+            }
+            return Ok(StubEvent::Died { id, status: Exit::from_wait_status(status as i32) });
         }
-    }
-
-    /// Maps the window of a stub that lives.
-    pub fn stub_adopt(&self, stub: u32) -> Result<Stub, KernelError> {
-        self.stub(Request::StubAdopt { cptr: self.need(CAP_STUBS)?, stub })
     }
 
     /// Makes a memory region of `len` bytes of zeroes, writable here.
     pub fn region_create(&self, len: usize) -> Result<Region, KernelError> {
-        let cptr = self.need(CAP_STUBS)?;
-        match self.ask(Request::RegionCreate { cptr, len: len as u64 })? {
-            (Answer::Region { id }, fds) => {
-                let [fd, read_only] =
-                    <[OwnedFd; 2]>::try_from(fds).map_err(|_| KernelError::Malformed)?;
-                Region::granted(fd, read_only, len, id, self.clone())
-                    .map_err(|_| Refusal::NotEnoughMemory.into())
-            }
-            _ => Err(KernelError::Malformed),
-        }
+        let label = Hosted::RegionCreate.number();
+        let call = packet(Syscall::Call, self.need(CAP_REGIONS)?, label, &[len as u64], &[]);
+        let (message, _, fds) = self.ask(call)?;
+        let &[id, cap, ..] = message.words.as_slice() else {
+            return Err(KernelError::Malformed);
+        };
+        let [fd, read_only] = <[OwnedFd; 2]>::try_from(fds).map_err(|_| KernelError::Malformed)?;
+        Region::granted(fd, read_only, len, id as u32, cap, self.clone()).map_err(|_| {
+            let _ = self.delete(cap);
+            KernelError::NoMemory
+        })
     }
 
     /// Seals a region that this domain had made: from now on nobody can write it or change its
     /// size. This domain's mapping becomes read-only first, in place.
     pub fn region_seal(&self, region: &Region) -> Result<(), KernelError> {
-        let cptr = self.need(CAP_STUBS)?;
-        let id = region.id().ok_or(Refusal::InvalidArgument)?;
-        region.make_read_only().map_err(|e| Refusal::Host(e.raw_os_error().unwrap_or(0)))?;
-        self.done(Request::RegionSeal { cptr, region: id })
+        let cap = region.cptr().ok_or(Error::InvalidArgument)?;
+        region.make_read_only().map_err(|_| KernelError::NoMemory)?;
+        self.call(cap, Hosted::RegionSeal.number(), &[], &[]).map(drop)
     }
 
-    /// Sends a region that this domain had made to a stub: a message of tag 2 with the descriptor on
-    /// the stub's descriptor 3.
+    /// Sends a sealed region that this domain had made to a stub: a message of tag 2 with the
+    /// descriptor on the stub's descriptor 3.
     pub fn region_send(&self, region: &Region, stub: u32) -> Result<(), KernelError> {
-        let cptr = self.need(CAP_STUBS)?;
-        let region = region.id().ok_or(Refusal::InvalidArgument)?;
-        self.done(Request::RegionSend { cptr, region, stub })
+        let cap = region.cptr().ok_or(Error::InvalidArgument)?;
+        let stub = self.stub_cap(stub)?;
+        self.call(cap, Hosted::RegionSend.number(), &[], &[stub]).map(drop)
     }
+}
 
-    /// Gives a region back to the kernel, without waiting for its answer.
-    pub(crate) fn region_drop(&self, region: u32) {
-        let Ok(cptr) = self.need(CAP_STUBS) else { return };
-        if let Ok(sequence) = self.send(Request::RegionDrop { cptr, region }) {
-            // The answer finds nobody and is dropped.
-            self.mail().answers.remove(&sequence);
-        }
+fn packet(syscall: Syscall, cptr: u64, label: u64, words: &[u64], caps: &[u64]) -> Packet {
+    Packet {
+        sequence: 0,
+        syscall: syscall.number(),
+        cptr,
+        send: 0,
+        reply: 0,
+        info: MessageInfo::new(label, 0, caps.len(), words.len()).word(),
+        words: words.to_vec(),
+        caps: caps.to_vec(),
+        receive: 0,
     }
 }

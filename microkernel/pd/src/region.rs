@@ -202,12 +202,13 @@ unsafe fn copy_bytes(from: *const u8, into: *mut u8, len: usize) {
 /// What the kernel keeps for a region that this domain had made; given back on drop.
 struct Granted {
     id: u32,
+    cptr: u64,
     kernel: Kernel,
 }
 
 impl Drop for Granted {
     fn drop(&mut self) {
-        self.kernel.region_drop(self.id);
+        let _ = self.kernel.delete(self.cptr);
     }
 }
 
@@ -242,13 +243,14 @@ impl Region {
         read_only: OwnedFd,
         len: usize,
         id: u32,
+        cptr: u64,
         kernel: Kernel,
     ) -> std::io::Result<Region> {
         let mapping = Mapping::new(fd.as_fd(), len, true)?;
         Ok(Region(Arc::new(Inner {
             mapping,
             fd: Some(read_only),
-            granted: Some(Granted { id, kernel }),
+            granted: Some(Granted { id, cptr, kernel }),
         })))
     }
 
@@ -263,6 +265,11 @@ impl Region {
     /// The kernel's number for a region that this domain had made.
     pub fn id(&self) -> Option<u32> {
         self.0.granted.as_ref().map(|g| g.id)
+    }
+
+    /// The capability for a region that this domain had made.
+    pub(crate) fn cptr(&self) -> Option<u64> {
+        self.0.granted.as_ref().map(|g| g.cptr)
     }
 
     /// Length in bytes.

@@ -11,171 +11,41 @@ pub const MAX_PACKET: usize = 64 * 1024;
 /// Most descriptors one packet may carry: Linux's SCM_MAX_FD.
 pub const MAX_DESCRIPTORS: usize = 253;
 
-/// Most message registers of an invocation.
-pub const MAX_REGISTERS: usize = 64;
-
-/// A packet from a domain: a request and the number its answer will carry.
+/// A packet from a domain: one system call of the hosted kernel (see `clustix_abi`).
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Packet {
     /// Chosen by the domain; comes back with the answer.
     pub sequence: u32,
-    /// What is asked.
-    pub request: Request,
+    /// Number of the system call ([`clustix_abi::Syscall`]).
+    pub syscall: i64,
+    /// The capability invoked or received from.
+    pub cptr: u64,
+    /// NBSendRecv and NBSendWait: the capability sent through.
+    pub send: u64,
+    /// The reply object, where one is used.
+    pub reply: u64,
+    /// The message's description ([`clustix_abi::MessageInfo`]); its lengths are those of `words`
+    /// and `caps`.
+    pub info: u64,
+    /// The message.
+    pub words: Vec<u64>,
+    /// The capabilities sent with it.
+    pub caps: Vec<u64>,
+    /// Empty slot for a received capability, or 0.
+    pub receive: u64,
 }
 
-/// What a domain asks of the kernel. Every request names the capability by which it asks.
-#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
-pub enum Request {
-    /// A generic invocation, seL4-style.
-    Invoke {
-        /// Capability address in the caller's CSpace.
-        cptr: u64,
-        /// Invocation label.
-        label: u64,
-        /// Message registers, at most [`MAX_REGISTERS`].
-        registers: Vec<u64>,
-        /// Extra capabilities, by address.
-        caps: Vec<u64>,
-    },
-    /// Signals a notification.
-    Signal {
-        /// The notification.
-        cptr: u64,
-    },
-    /// Waits on a notification; answered when it is signalled.
-    Wait {
-        /// The notification.
-        cptr: u64,
-    },
-    /// Starts the domain that a PD capability names, if it does not run.
-    PdStart {
-        /// The PD capability.
-        cptr: u64,
-    },
-    /// Kills the domain that a PD capability names.
-    PdKill {
-        /// The PD capability.
-        cptr: u64,
-    },
-    /// Lists all domains of the node.
-    PdList {
-        /// A capability for looking at the node.
-        cptr: u64,
-    },
-    /// Reads all counters of the node.
-    MetricsRead {
-        /// A capability for looking at the node.
-        cptr: u64,
-    },
-    /// Starts a stub process from the clean zygote.
-    StubSpawn {
-        /// The capability for stubs.
-        cptr: u64,
-    },
-    /// Makes the window and socket of a stub that `parent` is about to fork.
-    StubFork {
-        /// The capability for stubs.
-        cptr: u64,
-        /// The forking stub.
-        parent: u32,
-    },
-    /// Kills a stub with SIGKILL.
-    StubKill {
-        /// The capability for stubs.
-        cptr: u64,
-        /// Which.
-        stub: u32,
-    },
-    /// Sends a stub the preemption signal.
-    StubPreempt {
-        /// The capability for stubs.
-        cptr: u64,
-        /// Which.
-        stub: u32,
-    },
-    /// Lists the stubs that live, for a personality that was restarted.
-    StubList {
-        /// The capability for stubs.
-        cptr: u64,
-    },
-    /// Gives the window of a living stub to a personality that was restarted.
-    StubAdopt {
-        /// The capability for stubs.
-        cptr: u64,
-        /// Which.
-        stub: u32,
-    },
-    /// Makes a memory region of zeroes.
-    RegionCreate {
-        /// The capability for stubs.
-        cptr: u64,
-        /// Length in bytes.
-        len: u64,
-    },
-    /// Seals a region against writing and change of size.
-    RegionSeal {
-        /// The capability for stubs.
-        cptr: u64,
-        /// Which.
-        region: u32,
-    },
-    /// Sends a region to a stub.
-    RegionSend {
-        /// The capability for stubs.
-        cptr: u64,
-        /// Which.
-        region: u32,
-        /// To whom.
-        stub: u32,
-    },
-    /// Forgets a region: what others mapped stays.
-    RegionDrop {
-        /// The capability for stubs.
-        cptr: u64,
-        /// Which.
-        region: u32,
-    },
-}
-
-/// Why the kernel refused. The first ten are seL4's codes with seL4's meaning.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize, thiserror::Error)]
-pub enum Refusal {
-    /// A message register held a value that is not allowed there.
-    #[error("invalid argument")]
-    InvalidArgument,
-    /// No such capability, or one of another type (the caller's fault).
-    #[error("invalid capability")]
-    InvalidCapability,
-    /// The object cannot do this, or the capability's rights do not allow it.
-    #[error("illegal operation")]
-    IllegalOperation,
-    /// A number out of range.
-    #[error("out of range")]
-    RangeError,
-    /// A number not aligned as needed.
-    #[error("alignment error")]
-    AlignmentError,
-    /// A capability address that leads nowhere.
-    #[error("failed lookup")]
-    FailedLookup,
-    /// The first of two operations must be undone before.
-    #[error("delete first")]
-    DeleteFirst,
-    /// Something that cannot be taken away yet.
-    #[error("revoke first")]
-    RevokeFirst,
-    /// The caller's budget or the node's memory is used up.
-    #[error("not enough memory")]
-    NotEnoughMemory,
-    /// The object of the request died.
-    #[error("the object is gone")]
-    Gone,
-    /// A bound of the kernel is reached: try later.
-    #[error("busy")]
-    Busy,
-    /// The host refused (a Linux error number).
-    #[error("the host refused: errno {0}")]
-    Host(i32),
+/// What a system call ended with.
+#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Delivered {
+    /// Badge of the capability the message came through, or a notification's signals.
+    pub badge: u64,
+    /// The message's description.
+    pub info: u64,
+    /// The message.
+    pub words: Vec<u64>,
+    /// For each capability that came: its badge if it was unwrapped, else its slot.
+    pub caps: Vec<u64>,
 }
 
 /// One domain, as `clustix pds` shows it.
@@ -194,12 +64,24 @@ pub struct PdInfo {
 }
 
 /// How a process ended.
+///
+/// [`Exit::from_wait_status`] makes one from what waitpid(2) gives.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
 pub enum Exit {
     /// It exited with this code.
     Code(i32),
     /// A signal killed it (SIGSYS: it broke its sandbox).
     Signal(i32),
+}
+
+impl Exit {
+    /// From a wait status as of waitpid(2).
+    pub fn from_wait_status(status: i32) -> Exit {
+        match status & 0x7f {
+            0 => Exit::Code(status >> 8 & 0xff),
+            signal => Exit::Signal(signal),
+        }
+    }
 }
 
 impl std::fmt::Display for Exit {
@@ -224,12 +106,15 @@ pub enum Notice {
     },
     /// Carries descriptors of the boot message, in the order of [`BootInfo::descriptors`].
     Descriptors,
-    /// Answers the request of that number. May carry descriptors.
+    /// Answers the system call of that number. May carry descriptors: a stub's window; a region
+    /// for writing, and the same opened read-only.
     Answer {
-        /// The request's number.
+        /// The call's number.
         sequence: u32,
-        /// The answer.
-        answer: Result<Answer, Refusal>,
+        /// What it ended with, or the number of a [`clustix_abi::Error`].
+        result: Result<Delivered, u64>,
+        /// What does not fit message words.
+        extra: Extra,
     },
     /// A client got a channel to this server: carries its memfd.
     Channel(ChannelInfo),
@@ -238,53 +123,39 @@ pub enum Notice {
         /// The channel.
         channel: u64,
     },
-    /// To the supervisor: a domain ended.
-    PdDied {
-        /// Its role.
-        role: String,
-        /// Its process id.
-        pid: u32,
-        /// How.
-        exit: Exit,
+    /// This domain got a channel to a server after its start: carries the channel's memfd.
+    Client {
+        /// Name of the server's endpoint.
+        name: String,
+        /// Bytes of one window.
+        window: u32,
     },
-    /// To the personality: a stub ended.
-    StubDied {
-        /// Which.
-        stub: u32,
-        /// How.
-        exit: Exit,
+    /// A channel by which this domain calls was revoked.
+    ClientGone {
+        /// Name of the server's endpoint.
+        name: String,
     },
 }
 
-/// What the kernel answers to a request.
-#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
-pub enum Answer {
-    /// Done.
-    Done,
-    /// The reply of an invocation, or a notification's word in the first register.
-    Registers(Vec<u64>),
-    /// The domains.
+/// What goes with an answer beside its message.
+#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub enum Extra {
+    /// Nothing.
+    #[default]
+    Nothing,
+    /// The message tells a domain's death: the process that it was.
+    Process {
+        /// Its process id.
+        pid: u32,
+    },
+    /// The domains of the node.
     Pds(Vec<PdInfo>),
-    /// One part of the counters: domain, name, value. `more` parts follow under the same number.
+    /// One part of the counters: domain, name, value.
     Metrics {
         /// The counters.
         entries: Vec<(String, String, u64)>,
-        /// Whether another packet follows.
+        /// Whether another packet follows under the same number.
         more: bool,
-    },
-    /// A stub; the packet carries its window's memfd.
-    Stub {
-        /// Its number.
-        id: u32,
-        /// Its Linux process id, 0 while it is being forked.
-        pid: u32,
-    },
-    /// The numbers of the stubs that live.
-    Stubs(Vec<u32>),
-    /// A region; the packet carries its memfd twice: for writing, and opened read-only.
-    Region {
-        /// Its number.
-        id: u32,
     },
 }
 
@@ -308,8 +179,6 @@ pub enum Descriptor {
         name: String,
         /// Bytes of one window.
         window: u32,
-        /// Capability for the endpoint.
-        cptr: u64,
     },
     /// The server end of a channel.
     Server(ChannelInfo),
@@ -350,6 +219,8 @@ pub struct BootInfo {
     pub args: Vec<u8>,
     /// Capabilities it starts with, by name.
     pub caps: Vec<(String, u64)>,
+    /// Roles by the kernel's PD numbers, if it supervises.
+    pub roles: Vec<String>,
     /// What the descriptors are, in order.
     pub descriptors: Vec<Descriptor>,
     /// Whether a forbidden system call is named on descriptor 2 before the domain dies.
