@@ -56,26 +56,44 @@ impl<'c, C: Cache> Draft<'c, C> {
         Draft { cache, seen: Vec::new(), repeatable: false }
     }
 
+    async fn find(&mut self, name: Name) -> Result<usize, Errno> {
+        if let Some(i) = self.seen.iter().position(|s| s.name == name) {
+            return Ok(i);
+        }
+        let mut data = Vec::new();
+        let version = self.cache.get(name, &mut data).await?;
+        let data = version.exists().then_some(data);
+        self.seen.push(Seen { name, version, data, written: false });
+        Ok(self.seen.len() - 1)
+    }
+
     /// The object as this draft leaves it; `None`: absent. What is loaded must still be so at the
     /// commit.
     pub async fn load<T: DeserializeOwned>(&mut self, name: Name) -> Result<Option<T>, Errno> {
-        let i = match self.seen.iter().position(|s| s.name == name) {
-            Some(i) => i,
-            None => {
-                let mut data = Vec::new();
-                let version = self.cache.get(name, &mut data).await?;
-                let data = version.exists().then_some(data);
-                self.seen.push(Seen { name, version, data, written: false });
-                self.seen.len() - 1
-            }
-        };
+        let i = self.find(name).await?;
         self.seen[i].data.as_deref().map(decode).transpose()
+    }
+
+    /// As [`Draft::load`], of an object that is plain bytes.
+    pub async fn load_bytes(&mut self, name: Name) -> Result<Option<Vec<u8>>, Errno> {
+        let i = self.find(name).await?;
+        Ok(self.seen[i].data.clone())
+    }
+
+    /// The version at which this draft loaded `name`.
+    pub fn version(&self, name: Name) -> Version {
+        self.seen.iter().find(|s| s.name == name).map_or(Version::ABSENT, |s| s.version)
     }
 
     /// Writes an object: one loaded before, or else a new one.
     pub fn store<T: Serialize>(&mut self, name: Name, object: &T) -> Result<(), Errno> {
         self.write(name, Some(encode(object)?));
         Ok(())
+    }
+
+    /// As [`Draft::store`], of an object that is plain bytes.
+    pub fn store_bytes(&mut self, name: Name, bytes: Vec<u8>) {
+        self.write(name, Some(bytes));
     }
 
     /// Removes an object loaded before.
