@@ -81,7 +81,22 @@ pub struct Inode {
     pub openers: u16,
     /// Where its pages come from.
     pub backing: Backing,
+    /// Runs of pages that may exist, (first, count): ascending, disjoint, not touching, at most
+    /// [`MAX_EXTENTS`]. A page outside is a hole and needs no look-up. Pages at or past the size are
+    /// left over from a truncation under way; they go before the file may grow again.
+    pub extents: Vec<(u32, u32)>,
 }
+
+/// Most runs in [`Inode::extents`], so that an inode stays within its set's capacity. When one more
+/// is needed the two nearest become one, hole included.
+pub const MAX_EXTENTS: usize = 12;
+/// Most pages of hole that a join of two runs may take in (256 MiB); a file that would need more is
+/// too scattered: ENOSPC.
+pub const MAX_JOINED_HOLE: u32 = 1 << 16;
+/// Largest file, bytes: pages are counted in 32 bits.
+pub const MAX_FILE_SIZE: u64 = (u32::MAX as u64) * PAGE_SIZE as u64;
+/// Most names one inode may have (EMLINK past it).
+pub const LINK_MAX: u32 = 65_000;
 
 /// File type bits of [`Inode::mode`] (inode(7)).
 pub mod mode {
@@ -108,6 +123,18 @@ impl Inode {
     pub const fn is_dir(&self) -> bool {
         self.kind() == mode::S_IFDIR
     }
+    /// Whether it is a symbolic link.
+    pub const fn is_symlink(&self) -> bool {
+        self.kind() == mode::S_IFLNK
+    }
+    /// Whether it is a regular file.
+    pub const fn is_regular(&self) -> bool {
+        self.kind() == mode::S_IFREG
+    }
+    /// Units of 512 bytes for st_blocks: an upper bound, from [`Inode::extents`].
+    pub fn blocks(&self) -> u64 {
+        self.extents.iter().map(|e| e.1 as u64).sum::<u64>() * (PAGE_SIZE as u64 / 512)
+    }
 }
 
 /// One name in a directory.
@@ -124,7 +151,7 @@ pub struct Dentry {
 /// A block of a directory (set [`set::DIRBLOCK`]), postcard.
 #[derive(Clone, PartialEq, Eq, Debug, Serialize, Deserialize)]
 pub enum DirBlock {
-    /// Names, sorted by (hash, name).
+    /// Names, ascending by hash.
     Leaf(Vec<Dentry>),
     /// Full once: look in trie nodes 2n (hash bit 0) and 2n+1 (hash bit 1).
     Split,
@@ -148,6 +175,11 @@ pub mod name {
     /// Page `index` of file `ino`.
     pub const fn page(ino: u64, index: u32) -> Name {
         Name::part(set::PAGE, ino, index)
+    }
+    /// The state of the whole file system: rewritten by every rename that gives a directory another
+    /// parent, so that such renames see each other (no cycles).
+    pub const fn superblock() -> Name {
+        Name::numbered(set::SUPER, 0)
     }
 }
 
@@ -182,6 +214,9 @@ pub struct SetAttr {
     pub atime: Option<Time>,
     /// Modification time.
     pub mtime: Option<Time>,
+    /// Both times to the server's present (utimensat with two UTIME_NOW, utime with NULL): whoever
+    /// may write the file may do this, where setting a chosen time takes its owner.
+    pub touch: bool,
 }
 
 /// A request to the vfs. `dir` is the directory that a relative path starts from (AT_FDCWD is
@@ -190,7 +225,9 @@ pub struct SetAttr {
 #[derive(Clone, PartialEq, Eq, Debug, Serialize, Deserialize)]
 pub enum Request {
     /// open(2) with O_CREAT: creates a regular file unless it exists; `exclusive` as O_EXCL;
-    /// follows symbolic links unless exclusive. Replies the inode number. Idempotent unless exclusive.
+    /// follows symbolic links unless exclusive. `mode`: umask already applied. Replies the inode
+    /// number, with the serving node's opener bit set as by [`Request::Opened`]: the caller has it
+    /// open, or says [`Request::Closed`]. Idempotent unless exclusive.
     Create { cred: Credentials, dir: u64, path: Vec<u8>, mode: u32, exclusive: bool },
     /// mkdir(2). Not idempotent.
     Mkdir { cred: Credentials, dir: u64, path: Vec<u8>, mode: u32 },
@@ -200,9 +237,12 @@ pub enum Request {
     Symlink { cred: Credentials, target: Vec<u8>, dir: u64, path: Vec<u8> },
     /// link(2); `follow` a symbolic link at the old path. Not idempotent.
     Link { cred: Credentials, old_dir: u64, old: Vec<u8>, new_dir: u64, new: Vec<u8>, follow: bool },
-    /// unlink(2), or rmdir(2) if `rmdir`. Not idempotent.
+    /// unlink(2), or rmdir(2) if `rmdir`. Replies the inode number if that was its last name and
+    /// nodes are still noted as having it open (one that has it not must say [`Request::Closed`]),
+    /// else 0. Not idempotent.
     Unlink { cred: Credentials, dir: u64, path: Vec<u8>, rmdir: bool },
-    /// rename(2); `no_replace` and `exchange` as renameat2(2). Not idempotent.
+    /// rename(2); `no_replace` and `exchange` as renameat2(2). Replies as [`Request::Unlink`], for
+    /// what was at the new name. Not idempotent.
     Rename {
         cred: Credentials,
         old_dir: u64,
@@ -212,9 +252,11 @@ pub enum Request {
         no_replace: bool,
         exchange: bool,
     },
-    /// chmod, chown, truncate, utimensat on an inode already found. Idempotent.
+    /// chmod, chown, truncate, utimensat on an inode already found. The right to change the *size*
+    /// is the caller's to check (ftruncate: the descriptor's; truncate: write permission). Idempotent.
     SetAttr { cred: Credentials, ino: u64, attr: SetAttr },
-    /// This node has the inode open from now on (sets its opener bit). Idempotent.
+    /// This node has the inode open from now on (sets its opener bit). Not needed while the bit is
+    /// set. ENOENT: it was removed since it was found, walk again. Idempotent.
     Opened { ino: u64 },
     /// This node no longer has it open; an inode without names and openers is removed. Idempotent.
     Closed { ino: u64 },
