@@ -1,1 +1,31 @@
-//! clustix-posix.
+//! The POSIX personality: unmodified Linux x86-64 programs on the cluster's servers.
+//!
+//! Each address space is a *stub* process (`stub/`): a freestanding image with a seccomp filter that
+//! traps the app's system calls. The personality's worker thread for that app thread waits on a
+//! window shared with the stub ([`window`]), makes the call ([`dispatch`], one file per family) with
+//! the cluster-cache and the servers ([`services`]), and answers with a program for the stub.
+//!
+//! May be called by: nobody; it is a protection domain ([`main`]). It never keeps state of its own
+//! that outlives a call: what a process is stands in objects ([`state`]).
+
+#![forbid(unsafe_code)]
+
+#[path = "../stub/signatures.rs"]
+pub mod signatures;
+#[path = "../stub/window.rs"]
+pub mod window;
+
+pub mod call;
+pub mod dispatch;
+pub mod fd;
+pub mod freeze;
+pub mod ids;
+pub mod image;
+pub mod layouts;
+pub mod node;
+pub mod services;
+pub mod signal;
+pub mod state;
+
+/// The stub's image, a static ELF file: what the kernel's zygote executes.
+pub const STUB_IMAGE: &[u8] = include_bytes!(concat!(env!("OUT_DIR"), "/stub"));

@@ -1,0 +1,78 @@
+//! The personality of one node: what its worker threads share.
+
+use crate::fd::OpenFiles;
+use crate::image::Images;
+use crate::services::Services;
+use crate::state::Running;
+use clustix_pd::exec;
+use clustix_proto::process::Pid;
+use std::collections::HashMap;
+use std::sync::atomic::{AtomicU32, Ordering};
+use std::sync::{Arc, Mutex, MutexGuard};
+
+/// Shared by all threads of a personality.
+pub struct Node<S: Services> {
+    /// The rest of the node.
+    pub services: S,
+    /// Open file descriptions.
+    pub files: OpenFiles,
+    /// File images, for exec and private file mappings.
+    pub images: Images,
+    /// Running processes.
+    processes: Mutex<HashMap<Pid, Arc<Running>>>,
+    /// Odd while a freeze holds.
+    pub freeze: AtomicU32,
+}
+
+/// Most programs of one node.
+pub const MAX_PROCESSES: usize = 1024;
+
+impl<S: Services> Node<S> {
+    /// A personality without processes.
+    pub fn new(services: S) -> Arc<Node<S>> {
+        Arc::new(Node {
+            services,
+            files: OpenFiles::new(1),
+            images: Images::default(),
+            processes: Mutex::default(),
+            freeze: AtomicU32::new(0),
+        })
+    }
+
+    /// The running processes, by PID.
+    pub fn processes(&self) -> MutexGuard<'_, HashMap<Pid, Arc<Running>>> {
+        self.processes.lock().unwrap_or_else(|e| e.into_inner())
+    }
+
+    /// A running process of this node.
+    pub fn running(&self, pid: Pid) -> Option<Arc<Running>> {
+        self.processes().get(&pid).cloned()
+    }
+
+    /// Whether a freeze holds, or is asked for.
+    pub fn frozen(&self) -> bool {
+        self.freeze.load(Ordering::Acquire) % 2 == 1
+    }
+
+    /// Ends when a freeze is asked for.
+    pub async fn freezing(&self) {
+        loop {
+            let seen = self.freeze.load(Ordering::Acquire);
+            if seen % 2 == 1 {
+                return;
+            }
+            exec::changed(&self.freeze, seen).await;
+        }
+    }
+
+    /// Ends when no freeze holds.
+    pub async fn thawed(&self) {
+        loop {
+            let seen = self.freeze.load(Ordering::Acquire);
+            if seen % 2 == 0 {
+                return;
+            }
+            exec::changed(&self.freeze, seen).await;
+        }
+    }
+}
