@@ -260,6 +260,13 @@ pub enum Request {
     Opened { ino: u64 },
     /// This node no longer has it open; an inode without names and openers is removed. Idempotent.
     Closed { ino: u64 },
+    /// Makes a new file system (root, /dev, /tmp, /proc, /etc), or what of it is not there. Replies 0.
+    /// Idempotent.
+    Format,
+    /// Takes away opener bits of nodes that are not in `live` (bit = slot; 0 before a snapshot) and
+    /// removes inodes without names and openers, of those whose primary is the serving node. Replies
+    /// how many were removed. Idempotent.
+    Orphans { live: u16 },
 }
 
 /// The vfs's reply: the inode number concerned, or 0.

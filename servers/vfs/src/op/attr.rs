@@ -1,6 +1,6 @@
 //! chmod, chown, truncate, utimensat.
 
-use crate::attempt::{Stop, retry};
+use crate::attempt::retry;
 use crate::permission::{WRITE, in_group, may, owns, strip_set_id, without_set_id};
 use crate::{file, object};
 use clustix_ccache::cache::{Cache, Transaction};
