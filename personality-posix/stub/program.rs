@@ -125,7 +125,7 @@ pub fn describe_call(context: &mut UContext, request: &mut Request) {
             Kind::Struct(_) if value == 0 => continue,
             Kind::Struct(len) => ahead.bytes(value, u64::from(len)),
             Kind::In(n, scale) => {
-                let len = request.args[n as usize & 7 % 6].saturating_mul(u64::from(scale));
+                let len = request.args[n as usize % 6].saturating_mul(u64::from(scale));
                 ahead.bytes(value, len)
             }
             Kind::Gather(n) => ahead.gather(value, request.args[n as usize % 6]),
