@@ -1,1 +1,138 @@
-//! clustix-memory.
+//! The memory server: every mapping of every address space is an area, and this server alone
+//! chooses addresses.
+//!
+//! 1. It keeps no state: an address space is one object of the cluster-cache.
+//! 2. What a request does to an address space is a pure function ([`space`]) that also says, step by
+//!    step, what the personality must order the stub to do.
+//! 3. Nothing it hands out reaches the stub's own memory ([`clustix_proto::memory::HIGHEST`]).
+//!
+//! Called by the personality only.
+
+#![forbid(unsafe_code)]
+
+pub mod space;
+
+use clustix_ccache::cache::Cache;
+use clustix_ccache::client::CacheClient;
+use clustix_pd::{Boot, BootError, Call};
+use clustix_proto::errno::{self, Errno};
+use clustix_proto::memory::{Areas, Mapped, Request, Response, Step, areas};
+use clustix_proto::object::{Attempts, Draft};
+use clustix_proto::service;
+
+/// One node's memory server.
+pub struct Server<C> {
+    cache: C,
+}
+
+impl<C: Cache> Server<C> {
+    /// Over this cluster-cache.
+    pub fn new(cache: C) -> Self {
+        Server { cache }
+    }
+
+    /// Serves one request.
+    pub async fn handle(&self, request: Request) -> Response {
+        match request {
+            Request::Map { space, hint, len, prot, source, fixed, no_replace } => {
+                let ask = space::Ask { hint, len, prot, source, fixed, no_replace };
+                self.change(space, false, |a| space::map(a, ask)).await
+            }
+            Request::Unmap { space, start, len } => {
+                self.change(space, true, |a| space::unmap(a, start, len)).await
+            }
+            Request::Protect { space, start, len, prot } => {
+                self.change(space, true, |a| space::protect(a, start, len, prot)).await
+            }
+            Request::Break { space, to } => {
+                self.change(space, true, |a| space::set_break(a, to)).await
+            }
+            Request::Remap { space, start, old_len, new_len, may_move, to } => {
+                self.change(space, false, |a| {
+                    space::remap(a, start, old_len, new_len, may_move, to)
+                })
+                .await
+            }
+            Request::Replace { space, areas } => self.replace(space, areas).await,
+            Request::Fork { parent, child } => self.fork(parent, child).await,
+            Request::Remove { space } => self.remove(space).await,
+        }
+    }
+
+    /// Runs a step function on an address space and keeps what it leaves.
+    async fn change(
+        &self,
+        space: u32,
+        repeatable: bool,
+        step: impl Fn(&mut Areas) -> Result<(u64, Vec<Step>), Errno>,
+    ) -> Response {
+        let mut attempts = Attempts::new();
+        loop {
+            let mut d =
+                if repeatable { Draft::repeatable(&self.cache) } else { Draft::once(&self.cache) };
+            let old: Areas = d.load(areas(space)).await?.ok_or(errno::ESRCH)?;
+            let mut new = old.clone();
+            let (addr, steps) = step(&mut new)?;
+            if new != old {
+                d.store(areas(space), &new)?;
+            }
+            if d.commit().await? {
+                return Ok(Mapped { addr, steps });
+            }
+            attempts.again().await?;
+        }
+    }
+
+    async fn replace(&self, space: u32, new: Areas) -> Response {
+        space::check(&new)?;
+        let mut attempts = Attempts::new();
+        loop {
+            let mut d = Draft::repeatable(&self.cache);
+            let old: Areas = d.load(areas(space)).await?.unwrap_or_default();
+            let steps = old.areas.iter().map(|a| Step::Unmap(a.start, a.end));
+            let steps = steps.chain(new.areas.iter().map(|a| Step::Map(*a))).collect();
+            d.store(areas(space), &new)?;
+            if d.commit().await? {
+                return Ok(Mapped { addr: new.brk, steps });
+            }
+            attempts.again().await?;
+        }
+    }
+
+    async fn fork(&self, parent: u32, child: u32) -> Response {
+        let mut attempts = Attempts::new();
+        loop {
+            let mut d = Draft::repeatable(&self.cache);
+            let copy: Areas = d.load(areas(parent)).await?.ok_or(errno::ESRCH)?;
+            d.load::<Areas>(areas(child)).await?;
+            d.store(areas(child), &copy)?;
+            if d.commit().await? {
+                return Ok(Mapped { addr: 0, steps: Vec::new() });
+            }
+            attempts.again().await?;
+        }
+    }
+
+    async fn remove(&self, space: u32) -> Response {
+        let mut attempts = Attempts::new();
+        loop {
+            let mut d = Draft::repeatable(&self.cache);
+            if d.load_bytes(areas(space)).await?.is_some() {
+                d.remove(areas(space));
+            }
+            if d.commit().await? {
+                return Ok(Mapped { addr: 0, steps: Vec::new() });
+            }
+            attempts.again().await?;
+        }
+    }
+}
+
+/// The protection domain `memory`. Returns only when it cannot start.
+pub fn main(boot: Boot) -> Result<(), BootError> {
+    let server = Server::new(CacheClient::new(&boot)?);
+    boot.enter_sandbox()?;
+    let handler = async |_: &Call, request: Request| server.handle(request).await;
+    service::run(&boot.server, handler, Vec::new());
+    Ok(())
+}

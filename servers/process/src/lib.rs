@@ -25,3 +25,25 @@ mod signal;
 mod wait;
 
 pub use server::Server;
+
+use clustix_ccache::client::CacheClient;
+use clustix_pd::{Boot, BootError, Call};
+use clustix_proto::process::Request;
+use clustix_proto::service;
+
+/// Roles whose sender 0 is the operator: they may signal anyone.
+const OPERATORS: [&str; 3] = ["control", "console", "init"];
+
+/// The protection domain `process`. Returns only when it cannot start.
+pub fn main(boot: Boot) -> Result<(), BootError> {
+    let cache = CacheClient::new(&boot)?;
+    boot.enter_sandbox()?;
+    let server = Server::new(cache, boot.incarnation);
+    let handler = async |call: &Call, request: Request| {
+        let role = boot.server.client_role(call.channel);
+        let operator = role.is_some_and(|r| OPERATORS.contains(&r.as_str()));
+        server.handle(operator, request).await
+    };
+    service::run(&boot.server, handler, vec![Box::pin(server.follow())]);
+    Ok(())
+}

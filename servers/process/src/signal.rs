@@ -127,12 +127,7 @@ async fn tell_parent<C: Cache>(
 }
 
 impl<C: Cache> Server<C> {
-    pub(crate) async fn kill(
-        &self,
-        sender: Pid,
-        target: Target,
-        signal: u8,
-    ) -> Result<(), Errno> {
+    pub(crate) async fn kill(&self, sender: Pid, target: Target, signal: u8) -> Result<(), Errno> {
         if signal > LAST {
             return Err(errno::EINVAL);
         }
@@ -215,8 +210,7 @@ impl<C: Cache> Server<C> {
         for _ in 0..ROUNDS {
             let group: Option<Group> = load(&self.cache, name::group(pgid)).await?.0;
             let Some(group) = group else { break };
-            let new: Vec<Pid> =
-                group.members.into_iter().filter(|m| !done.contains(m)).collect();
+            let new: Vec<Pid> = group.members.into_iter().filter(|m| !done.contains(m)).collect();
             if new.is_empty() {
                 break;
             }

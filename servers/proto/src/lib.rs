@@ -10,6 +10,7 @@ pub mod memory;
 pub mod object;
 pub mod posix;
 pub mod process;
+pub mod service;
 pub mod vfs;
 
 pub use errno::Errno;

@@ -1,8 +1,8 @@
 //! The process server's objects and requests. One PID space for the whole cluster; a PID's shard is
 //! `PID % 1024`, and a node gives out PIDs whose shard has its primary here.
 
-use crate::vfs::Credentials;
 use crate::Errno;
+use crate::vfs::Credentials;
 use clustix_ccache::name::Name;
 use clustix_ccache::set;
 use serde::{Deserialize, Serialize};

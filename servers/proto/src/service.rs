@@ -1,0 +1,39 @@
+//! What every server's main loop does: decode, handle, encode, many calls at once.
+
+use crate::Answer;
+use crate::errno::{self, Errno};
+use clustix_pd::channel::{Call, Server, Task, serve};
+use clustix_pd::exec;
+use serde::Serialize;
+use serde::de::DeserializeOwned;
+
+/// Calls that a server works on at once.
+pub const TASKS: usize = 16;
+
+/// Serves for ever: `handler` for each request on every channel, beside the tasks in `others`.
+pub fn run<Q, R, H>(server: &Server, handler: H, others: Vec<Task<'_>>)
+where
+    Q: DeserializeOwned,
+    R: Serialize,
+    H: AsyncFn(&Call, Q) -> Answer<R>,
+{
+    let handler = &handler;
+    let mut tasks: Vec<Task<'_>> = others;
+    for _ in 0..TASKS {
+        tasks.push(Box::pin(serve(server, async |call: &Call| {
+            let answer = match postcard::from_bytes::<Q>(&call.request) {
+                Ok(request) => handler(call, request).await,
+                Err(_) => Err(errno::EINVAL),
+            };
+            (0, encode(&answer))
+        })));
+    }
+    exec::run(tasks);
+}
+
+fn encode<R: Serialize>(answer: &Answer<R>) -> Vec<u8> {
+    // An answer that cannot be encoded is the server's fault: EIO.
+    postcard::to_allocvec(answer)
+        .or_else(|_| postcard::to_allocvec(&Err::<(), Errno>(errno::EIO)))
+        .unwrap_or_default()
+}
