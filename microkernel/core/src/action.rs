@@ -2,7 +2,8 @@
 
 use crate::event::{MESSAGE_CAPS, Message};
 use crate::id::{ChannelId, EndpointId, PdId, RegionId, StubId};
-use clustix_abi::{Badge, CPtr, Error};
+use clustix_abi::error::NO_ERROR;
+use clustix_abi::{Badge, CPtr, Error, MessageInfo};
 
 /// Whom an answer goes to.
 #[derive(Clone, Copy, PartialEq, Eq, Hash, Debug)]
@@ -14,7 +15,7 @@ pub struct Request {
 }
 
 /// What a request ended with: the answer to an invocation, or a received message.
-#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+#[derive(Clone, Copy, PartialEq, Eq, Debug, Default)]
 pub struct Delivery {
     /// Badge of the capability the message was sent through, or the signals of a notification; 0
     /// for the answer to a call, and for "nothing there" of a call that does not wait.
@@ -23,6 +24,17 @@ pub struct Delivery {
     pub message: Message,
     /// For each capability that arrived: its badge if it was unwrapped, else the slot it is in now.
     pub caps: [u64; MESSAGE_CAPS],
+}
+
+impl Delivery {
+    /// The answer to an invocation that went well: label 0 and these words.
+    pub fn of(words: &[u64]) -> Self {
+        let mut message = Message::default();
+        let length = words.len().min(message.words.len());
+        message.info = MessageInfo::new(NO_ERROR, 0, 0, length);
+        message.words.iter_mut().zip(words).for_each(|(to, from)| *to = *from);
+        Delivery { message, ..Delivery::default() }
+    }
 }
 
 /// One step's output, to be carried out in order.

@@ -45,6 +45,8 @@ pub struct Invocation {
 }
 
 /// One step's input.
+// The kernel allocates nothing, so the one large variant is not boxed.
+#[allow(clippy::large_enum_variant)]
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub enum Event {
     /// The host starts a PD on its own authority: those that nobody supervises (ccache, member,
@@ -71,12 +73,23 @@ pub enum Event {
         /// Wait status as of waitpid(2).
         status: i32,
     },
-    /// A stub's process ended, or could not be started.
+    /// A stub's process ended.
     StubDied {
         /// Which stub.
         stub: StubId,
         /// Wait status as of waitpid(2).
         status: i32,
+    },
+    /// The host could not make a stub that [`crate::Action::StubSpawn`] or
+    /// [`crate::Action::StubFork`] ordered. Its death is not told.
+    StubFailed {
+        /// Which stub.
+        stub: StubId,
+    },
+    /// The host could not seal a region: somebody still has it mapped writable.
+    SealFailed {
+        /// Which region.
+        region: RegionId,
     },
     /// The host could not make a region that [`crate::Action::RegionCreate`] ordered.
     RegionFailed {

@@ -32,4 +32,4 @@ generational! {
 
 /// A fast-path channel. Never used again after its end.
 #[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Debug)]
-pub struct ChannelId(pub u32);
+pub struct ChannelId(pub u64);

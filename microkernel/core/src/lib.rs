@@ -23,17 +23,35 @@
 #![forbid(unsafe_code)]
 
 pub mod action;
-pub mod cap;
+mod budget;
+mod cap;
+mod channel;
+mod check;
+mod cnode;
 pub mod declare;
+mod derivation;
+mod endpoint;
 pub mod event;
 pub mod id;
+mod inspect;
+mod invoke;
 mod kernel;
-#[allow(dead_code)]
+pub mod limits;
+mod notification;
+mod object;
+mod pd;
+mod queue;
+mod region;
+mod reply;
+mod stub;
 mod table;
+mod transfer;
+mod wait;
 
 pub use action::{Action, Delivery, Request};
 pub use cap::{Cap, Object};
 pub use declare::{Grant, PdDeclaration};
 pub use event::{Event, Invocation, Message};
 pub use id::{ChannelId, EndpointId, NotificationId, PdId, RegionId, ReplyId, StubId};
-pub use kernel::{Kernel, MAX_ACTIONS};
+pub use kernel::Kernel;
+pub use pd::State;

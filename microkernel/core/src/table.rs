@@ -13,18 +13,20 @@ pub trait Key: Copy {
 /// Most entries of any table: what the index bits of a [`Key`] reach.
 pub const MAX: usize = 1 << INDEX_BITS;
 const INDEX_BITS: u32 = 12;
-const NONE: u16 = u16::MAX;
 
 #[derive(Debug)]
 struct Entry<T> {
     generation: u32,
+    /// Index + 1 of the next free entry, 0 at the end.
     next_free: u16,
     value: Option<T>,
 }
 
+/// The table. An empty one is all zero bytes, so that a kernel in a `static` costs no file space.
 #[derive(Debug)]
 pub struct Table<T, const N: usize> {
     entries: Vec<Entry<T>, N>,
+    /// Index + 1 of the first free entry, 0 if none.
     free: u16,
     live: usize,
 }
@@ -32,36 +34,33 @@ pub struct Table<T, const N: usize> {
 impl<T, const N: usize> Table<T, N> {
     pub const fn new() -> Self {
         assert!(N <= MAX);
-        Table { entries: Vec::new(), free: NONE, live: 0 }
+        Table { entries: Vec::new(), free: 0, live: 0 }
     }
 
     pub fn clear(&mut self) {
         self.entries.clear();
-        self.free = NONE;
+        self.free = 0;
         self.live = 0;
     }
 
-    pub fn len(&self) -> usize {
-        self.live
+    /// Entries that can still be added.
+    pub fn room(&self) -> usize {
+        N - self.live
     }
 
-    /// Adds a value; gives it back when the table is full.
-    pub fn insert<K: Key>(&mut self, value: T) -> Result<K, T> {
-        let index = self.free;
-        if let Some(e) = self.entries.get_mut(usize::from(index)) {
+    /// Adds a value; `None` when the table is full.
+    pub fn insert<K: Key>(&mut self, value: T) -> Option<K> {
+        if let Some(index) = self.free.checked_sub(1) {
+            let e = self.entries.get_mut(usize::from(index))?;
             self.free = e.next_free;
             e.value = Some(value);
             self.live += 1;
-            return Ok(K::from_raw(e.generation << INDEX_BITS | u32::from(index)));
+            return Some(K::from_raw(e.generation << INDEX_BITS | u32::from(index)));
         }
         let index = self.entries.len();
-        match self.entries.push(Entry { generation: 0, next_free: NONE, value: Some(value) }) {
-            Ok(()) => {
-                self.live += 1;
-                Ok(K::from_raw(index as u32))
-            }
-            Err(e) => e.value.map_or_else(|| unreachable!(), Err),
-        }
+        self.entries.push(Entry { generation: 0, next_free: 0, value: Some(value) }).ok()?;
+        self.live += 1;
+        Some(K::from_raw(index as u32))
     }
 
     fn index<K: Key>(&self, key: K) -> Option<usize> {
@@ -86,7 +85,7 @@ impl<T, const N: usize> Table<T, N> {
         let value = e.value.take()?;
         e.generation = (e.generation + 1) & (u32::MAX >> INDEX_BITS);
         e.next_free = free;
-        self.free = index as u16;
+        self.free = index as u16 + 1;
         self.live -= 1;
         Some(value)
     }

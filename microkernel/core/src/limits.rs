@@ -1,0 +1,39 @@
+//! Every bound of the kernel, in one place.
+
+/// Protection domains. A node has about ten, and one per driver.
+pub const PDS: usize = 64;
+/// Capability slots in all, the kernel's own included.
+pub const SLOTS: usize = 16384 + KERNEL_SLOTS;
+/// Slots for the first capabilities of declared objects.
+pub const KERNEL_SLOTS: usize = 2048;
+/// Endpoints.
+pub const ENDPOINTS: usize = 512;
+/// Notifications.
+pub const NOTIFICATIONS: usize = 1024;
+/// Reply objects.
+pub const REPLIES: usize = 1024;
+/// Memory regions, declared and made.
+pub const REGIONS: usize = 2048;
+/// Stubs: POSIX address spaces on one node.
+pub const STUBS: usize = 4096;
+/// Operations that one PD may have waiting. The table holds them for every PD, so that no PD can
+/// take another's place.
+pub const WAITS_PER_PD: usize = 16;
+/// Waiting operations in all.
+pub const WAITS: usize = PDS * WAITS_PER_PD;
+/// Channels that one PD may be client of. As for waits, no PD can take another's.
+pub const CHANNELS_PER_PD: usize = 16;
+/// Channels in all.
+pub const CHANNELS: usize = PDS * CHANNELS_PER_PD;
+/// Declared capabilities.
+pub const GRANTS: usize = 1024;
+/// Most actions of one step: the worst is a death or a revocation that ends everything there is.
+pub const ACTIONS: usize = STUBS + REGIONS + CHANNELS + WAITS + GRANTS + PDS + 8;
+/// Places in queues: every waiting operation, and every PD's and stub's one untold death.
+pub const QUEUE_NODES: usize = WAITS + PDS + STUBS;
+/// Smallest and largest radix of a PD's root CNode.
+pub const RADIX: core::ops::RangeInclusive<u8> = 6..=13;
+/// Longest region: 1 TiB.
+pub const REGION_LENGTH: u64 = 1 << 40;
+/// Most objects of one Untyped_Retype (`seL4_UntypedRetypeMaxObjects`).
+pub const RETYPE_OBJECTS: u64 = 256;
