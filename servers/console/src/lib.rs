@@ -1,1 +1,61 @@
-//! clustix-console.
+//! The console server: terminals that outlive the node they run on.
+//!
+//! 1. It keeps no state: a terminal, with what was typed and what was put out, is one object of the
+//!    cluster-cache. A client attaches from any node.
+//! 2. The line discipline ([`discipline`]) is Linux's n_tty as step functions; each request is one
+//!    step in one transaction. Signals go to the process server after the step is committed.
+//! 3. Every queue is bounded: a program's output waits for the client, keystrokes wait for the
+//!    program; echo that has no place is dropped, never a keystroke.
+//!
+//! Called by control (keystrokes, output) and the personality (programs).
+
+#![forbid(unsafe_code)]
+
+pub mod ctype;
+pub mod discipline;
+pub mod job;
+mod server;
+pub mod termios;
+
+pub use server::{Server, Signals};
+
+use clustix_ccache::client::CacheClient;
+use clustix_pd::{Boot, BootError, Call, CallError, Client, exec, rpc};
+use clustix_proto::console::Request;
+use clustix_proto::process::{self, Target};
+use clustix_proto::service;
+
+/// Signals by way of this node's process server.
+struct ProcessServer(Client);
+
+/// Tries while the process server is being restarted, and the pause between them.
+const TRIES: u32 = 100;
+const PAUSE_NS: u64 = 20_000_000;
+
+impl Signals for ProcessServer {
+    async fn kill(&self, target: Target, signal: u8) {
+        let request = process::Request::Kill { sender: 0, target, signal };
+        for _ in 0..TRIES {
+            match rpc::<_, process::Response>(&self.0, &request).await {
+                Ok(_) | Err(CallError::Revoked | CallError::TooLarge | CallError::Malformed) => {
+                    return;
+                }
+                Err(CallError::Gone | CallError::Busy) => {
+                    exec::sleep_until(exec::now_ns() + PAUSE_NS).await;
+                }
+            }
+        }
+        tracing::warn!("signal {signal} to {target:?} is lost: the process server does not answer");
+    }
+}
+
+/// The protection domain `console`. Returns only when it cannot start.
+pub fn main(boot: Boot) -> Result<(), BootError> {
+    let cache = CacheClient::new(&boot)?;
+    let process = ProcessServer(boot.channel("process")?);
+    boot.enter_sandbox()?;
+    let server = Server::new(cache, process);
+    let handler = async |_: &Call, request: Request| server.handle(request).await;
+    service::run(&boot.server, handler, Vec::new());
+    Ok(())
+}

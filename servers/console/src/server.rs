@@ -1,0 +1,262 @@
+//! The server: one discipline step per request, in one transaction.
+
+use crate::discipline::{self, Input, Signal};
+use clustix_ccache::cache::Cache;
+use clustix_ccache::name::Shard;
+use clustix_ccache::set::Class;
+use clustix_proto::console::{Reply, Request, Response, Tty, tty};
+use clustix_proto::errno::{self, Errno};
+use clustix_proto::object::{Attempts, Draft};
+use clustix_proto::process::{Pid, Target};
+use std::future::Future;
+
+const SIGHUP: Signal = 1;
+const SIGCONT: Signal = 18;
+const SIGWINCH: Signal = 28;
+
+/// Highest terminal number tried for a new one.
+const NUMBERS: u32 = 16 * 1024;
+
+/// Where signals go: the process server.
+pub trait Signals {
+    /// Sends `signal` as the operator. Failing is not reported: who is not there needs no signal.
+    fn kill(&self, target: Target, signal: u8) -> impl Future<Output = ()>;
+}
+
+/// One node's console server.
+pub struct Server<C, S> {
+    cache: C,
+    signals: S,
+}
+
+/// What a step wants after it is committed.
+#[derive(Default)]
+struct After {
+    reply: Reply,
+    signals: Vec<(Target, Signal)>,
+}
+
+impl After {
+    fn value(value: u64) -> After {
+        After { reply: Reply { value, ..Reply::default() }, signals: Vec::new() }
+    }
+}
+
+fn to_group(pgid: Pid, signals: &[Signal]) -> Vec<(Target, Signal)> {
+    if pgid == 0 {
+        return Vec::new();
+    }
+    signals.iter().map(|s| (Target::Group(pgid), *s)).collect()
+}
+
+impl<C: Cache, S: Signals> Server<C, S> {
+    /// Over this cluster-cache; signals go to `signals`.
+    pub fn new(cache: C, signals: S) -> Self {
+        Server { cache, signals }
+    }
+
+    /// Serves one request.
+    pub async fn handle(&self, request: Request) -> Response {
+        match request {
+            Request::New { winsize } => self.create(winsize).await,
+            Request::Input { tty, bytes } => {
+                self.step(tty, false, |t| {
+                    if t.hangup {
+                        return Err(errno::EIO);
+                    }
+                    let (taken, signals) = discipline::receive(t, &bytes);
+                    let signals = to_group(t.foreground, &signals);
+                    Ok(After { signals, ..After::value(taken as u64) })
+                })
+                .await
+            }
+            Request::Output { tty, bytes } => {
+                self.step(tty, false, |t| {
+                    if t.hangup {
+                        return Err(errno::EIO);
+                    }
+                    Ok(After::value(discipline::write(t, &bytes) as u64))
+                })
+                .await
+            }
+            Request::Read { tty, max } => {
+                self.step(tty, false, |t| {
+                    if max == 0 {
+                        return Ok(After::default());
+                    }
+                    let (bytes, eof) = match discipline::read(t, max as usize) {
+                        Input::Bytes(bytes) => (bytes, false),
+                        Input::End => (Vec::new(), true),
+                        Input::Nothing => (Vec::new(), false),
+                    };
+                    let reply = Reply { value: bytes.len() as u64, bytes, eof };
+                    Ok(After { reply, signals: Vec::new() })
+                })
+                .await
+            }
+            Request::Taken { tty, upto } => {
+                self.step(tty, true, |t| {
+                    t.output_taken = t.output_taken.max(upto.min(t.output_end));
+                    discipline::resume(t);
+                    Ok(After::value(t.output_taken))
+                })
+                .await
+            }
+            Request::Attach { tty, attached } => {
+                self.step(tty, true, |t| {
+                    let kept = t.output_end - t.output.len() as u64;
+                    if attached && !t.attached {
+                        t.output_taken = kept;
+                    }
+                    t.attached = attached;
+                    discipline::resume(t);
+                    Ok(After::value(kept))
+                })
+                .await
+            }
+            Request::SetTermios { tty, termios, flush_input } => {
+                self.step(tty, true, |t| {
+                    if flush_input {
+                        discipline::flush(t, true, false);
+                    }
+                    discipline::set_termios(t, termios.clone());
+                    Ok(After::default())
+                })
+                .await
+            }
+            Request::Flush { tty, input, output } => {
+                self.step(tty, true, |t| {
+                    discipline::flush(t, input, output);
+                    Ok(After::default())
+                })
+                .await
+            }
+            Request::Flow { tty, stop } => {
+                self.step(tty, true, |t| {
+                    discipline::set_flow(t, stop);
+                    Ok(After::default())
+                })
+                .await
+            }
+            Request::SetWinsize { tty, winsize } => {
+                self.step(tty, true, |t| {
+                    let changed = std::mem::replace(&mut t.winsize, winsize) != winsize;
+                    let signals =
+                        if changed { to_group(t.foreground, &[SIGWINCH]) } else { Vec::new() };
+                    Ok(After { signals, ..After::default() })
+                })
+                .await
+            }
+            Request::SetForeground { tty, session, pgid } => {
+                self.step(tty, true, |t| {
+                    if t.session == 0 || t.session != session {
+                        return Err(errno::ENOTTY);
+                    }
+                    t.foreground = pgid;
+                    Ok(After::default())
+                })
+                .await
+            }
+            Request::SetSession { tty, session } => {
+                self.step(tty, true, |t| {
+                    if t.hangup {
+                        return Err(errno::EIO);
+                    }
+                    if t.session == session {
+                        return Ok(After::default());
+                    }
+                    if t.session != 0 {
+                        return Err(errno::EPERM);
+                    }
+                    (t.session, t.foreground) = (session, session);
+                    Ok(After::default())
+                })
+                .await
+            }
+            Request::Release { tty, session } => {
+                self.step(tty, true, |t| {
+                    if t.session == 0 || t.session != session {
+                        return Ok(After::default());
+                    }
+                    let signals = to_group(t.foreground, &[SIGHUP, SIGCONT]);
+                    (t.session, t.foreground) = (0, 0);
+                    Ok(After { signals, ..After::default() })
+                })
+                .await
+            }
+            Request::Hangup { tty } => {
+                self.step(tty, true, |t| {
+                    t.hangup = true;
+                    t.attached = false;
+                    t.stopped = false;
+                    let mut signals = to_group(t.foreground, &[SIGHUP, SIGCONT]);
+                    if t.session != 0 && t.session != t.foreground {
+                        signals.extend([SIGHUP, SIGCONT].map(|s| (Target::Process(t.session), s)));
+                    }
+                    Ok(After { signals, ..After::default() })
+                })
+                .await
+            }
+            Request::Remove { tty } => self.remove(tty).await,
+        }
+    }
+
+    /// Runs a step on a terminal, keeps what it leaves, then sends its signals.
+    async fn step(
+        &self,
+        number: u32,
+        repeatable: bool,
+        step: impl Fn(&mut Tty) -> Result<After, Errno>,
+    ) -> Response {
+        let mut attempts = Attempts::new();
+        loop {
+            let mut d =
+                if repeatable { Draft::repeatable(&self.cache) } else { Draft::once(&self.cache) };
+            let old: Tty = d.load(tty(number)).await?.ok_or(errno::ENXIO)?;
+            let mut new = old.clone();
+            let after = step(&mut new)?;
+            if new != old {
+                d.store(tty(number), &new)?;
+            }
+            if d.commit().await? {
+                for (target, signal) in after.signals {
+                    self.signals.kill(target, signal).await;
+                }
+                return Ok(after.reply);
+            }
+            attempts.again().await?;
+        }
+    }
+
+    async fn create(&self, winsize: [u16; 4]) -> Response {
+        for number in 0..NUMBERS {
+            let shard = Shard::of(number.into());
+            if self.cache.local_shard(Class::Console, Some(shard)) != shard {
+                continue;
+            }
+            let mut d = Draft::once(&self.cache);
+            if d.load_bytes(tty(number)).await?.is_some() {
+                continue;
+            }
+            d.store(tty(number), &discipline::new_tty(winsize))?;
+            if d.commit().await? {
+                return Ok(Reply { value: number.into(), ..Reply::default() });
+            }
+        }
+        Err(errno::ENOSPC)
+    }
+
+    async fn remove(&self, number: u32) -> Response {
+        let mut attempts = Attempts::new();
+        loop {
+            let mut d = Draft::repeatable(&self.cache);
+            if d.load_bytes(tty(number)).await?.is_some() {
+                d.remove(tty(number));
+            }
+            if d.commit().await? {
+                return Ok(Reply::default());
+            }
+            attempts.again().await?;
+        }
+    }
+}
