@@ -223,6 +223,7 @@ pub struct SetAttr {
 /// resolved by the caller); absolute paths start from [`ROOT`]. Errors are those of the man page
 /// of the system call of the same name.
 #[derive(Clone, PartialEq, Eq, Debug, Serialize, Deserialize)]
+#[allow(missing_docs)] // fields are said in the variants' text
 pub enum Request {
     /// open(2) with O_CREAT: creates a regular file unless it exists; `exclusive` as O_EXCL;
     /// follows symbolic links unless exclusive. `mode`: umask already applied. Replies the inode

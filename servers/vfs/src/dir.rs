@@ -13,8 +13,8 @@ use crate::number;
 use crate::object::{Block, LEAF_BYTES, NameRef, encode_block};
 use clustix_ccache::cache::{Cache, CacheError, Transaction, Version};
 use clustix_pd::exec;
-use clustix_proto::errno::{EAGAIN, EIO, ENOENT, ENOSPC, ENOTDIR};
-use clustix_proto::vfs::{Dentry, DirBlock, mode::S_IFDIR, name};
+use clustix_proto::errno::{EAGAIN, EIO, ENAMETOOLONG, ENOENT, ENOSPC, ENOTDIR};
+use clustix_proto::vfs::{Dentry, DirBlock, NAME_MAX, mode::S_IFDIR, name};
 use clustix_proto::{Answer, Errno};
 use xxhash_rust::xxh3::xxh3_64_with_seed;
 
@@ -88,6 +88,7 @@ pub(crate) async fn find_leaf<C: Cache>(
 }
 
 /// Looks `name` up in directory `ino`: its inode number and type bits. No permission is checked.
+/// ENAMETOOLONG past 255 bytes.
 pub async fn lookup<C: Cache>(cache: &C, ino: u64, name: &[u8]) -> Answer<Option<(u64, u32)>> {
     let mut bytes = Vec::new();
     lookup_with(cache, ino, name, &mut bytes).await
@@ -100,6 +101,9 @@ pub(crate) async fn lookup_with<C: Cache>(
     name: &[u8],
     bytes: &mut Vec<u8>,
 ) -> Answer<Option<(u64, u32)>> {
+    if name.len() > NAME_MAX {
+        return Err(ENAMETOOLONG);
+    }
     match find_leaf(cache, ino, hash(ino, name), bytes).await {
         Ok(_) => {}
         Err(ENOENT) => return Ok(None),

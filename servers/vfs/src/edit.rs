@@ -8,8 +8,8 @@ use clustix_ccache::cache::{Cache, Expect, Version};
 use clustix_ccache::name::Shard;
 use clustix_ccache::set::Class;
 use clustix_proto::Answer;
-use clustix_proto::errno::{EIO, ENOENT, ENOSPC, ENOTDIR};
-use clustix_proto::vfs::{Dentry, DirBlock, Inode, Time, name};
+use clustix_proto::errno::{EIO, ENAMETOOLONG, ENOENT, ENOSPC, ENOTDIR};
+use clustix_proto::vfs::{Dentry, DirBlock, Inode, NAME_MAX, Time, name};
 
 /// Most pages that go in the same transaction as the last name of their file.
 const INLINE_PAGES: u64 = 12;
@@ -75,6 +75,9 @@ impl<C: Cache> Attempt<'_, C> {
 
     /// Looks a name up, so that the commit depends on the answer.
     pub async fn lookup(&mut self, ino: u64, name: &[u8]) -> Result<Option<Dentry>, Stop> {
+        if name.len() > NAME_MAX {
+            return Err(Stop::Fail(ENAMETOOLONG));
+        }
         let (_, names) = self.leaf(ino, name).await?;
         Ok(names.into_iter().find(|d| d.name == name))
     }

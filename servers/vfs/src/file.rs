@@ -218,7 +218,7 @@ async fn write_chunk<C: Cache>(
     let now = object::now();
     inode.extents = extents;
     inode.size = inode.size.max(end);
-    inode.mode = without_set_id(cred, inode.mode);
+    inode.mode = without_set_id(cred, &inode);
     (inode.mtime, inode.ctime) = (now, now);
     t = t.put(name::inode(ino), version, object::encode_inode(&inode)?);
     cache.transact(t).await?;

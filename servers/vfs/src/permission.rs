@@ -39,14 +39,14 @@ pub fn owns(cred: &Credentials, inode: &Inode) -> bool {
     cred.uid == 0 || cred.uid == inode.uid
 }
 
-/// The mode after its data was changed by `cred`: set-id bits go, unless it is the superuser.
-/// Set-group-id without group execution once meant mandatory locking; it stays.
-pub fn without_set_id(cred: &Credentials, mode: u32) -> u32 {
-    if cred.uid == 0 || mode & S_IFMT != S_IFREG { mode } else { strip_set_id(mode) }
+/// The mode after `cred` changed the file's data: set-id bits go, unless it is the superuser.
+pub fn without_set_id(cred: &Credentials, inode: &Inode) -> u32 {
+    if cred.uid == 0 || !inode.is_regular() { inode.mode } else { strip_set_id(cred, inode) }
 }
 
-/// The mode without its set-id bits, whoever asks (chown(2)).
-pub fn strip_set_id(mode: u32) -> u32 {
-    let group = if mode & 0o010 != 0 { S_ISGID } else { 0 };
-    mode & !(S_ISUID | group)
+/// The mode without its set-id bits, whoever asks (chown(2)). Set-group-id without group execution
+/// once meant mandatory locking; it stays for those in the group.
+pub fn strip_set_id(cred: &Credentials, inode: &Inode) -> u32 {
+    let stays = inode.mode & 0o010 == 0 && (cred.uid == 0 || in_group(cred, inode.gid));
+    inode.mode & !(S_ISUID | if stays { 0 } else { S_ISGID })
 }

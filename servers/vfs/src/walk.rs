@@ -6,7 +6,7 @@ use clustix_ccache::cache::{Cache, Version};
 use clustix_pd::exec;
 use clustix_proto::Answer;
 use clustix_proto::errno::{EACCES, EIO, ELOOP, ENAMETOOLONG, ENOENT, ENOTDIR};
-use clustix_proto::vfs::{Credentials, Inode, NAME_MAX, PATH_MAX, ROOT, SYMLINK_DEPTH};
+use clustix_proto::vfs::{Credentials, Inode, PATH_MAX, ROOT, SYMLINK_DEPTH};
 
 /// An inode as a walk found it.
 #[derive(Clone, PartialEq, Eq, Debug)]
@@ -22,7 +22,7 @@ pub struct Walked {
 /// What the last component of a path is.
 #[derive(Clone, PartialEq, Eq, Debug)]
 pub enum Last {
-    /// A name to look up.
+    /// A name to look up, of any length (looking up one that is too long is ENAMETOOLONG).
     Name(Vec<u8>),
     /// `.`
     Dot,
@@ -201,7 +201,6 @@ impl<'a, C: Cache> Walker<'a, C> {
         let ino = match &c.name[..] {
             b"." => return Ok(true),
             b".." => self.at.inode.parent,
-            name if name.len() > NAME_MAX => return Err(ENAMETOOLONG),
             name => match dir::lookup_with(self.cache, self.at.ino, name, &mut self.block).await? {
                 Some((ino, _)) => ino,
                 None => return Err(ENOENT),
@@ -259,7 +258,6 @@ impl<'a, C: Cache> Walker<'a, C> {
                 let last = match &c.name[..] {
                     b"." => Last::Dot,
                     b".." => Last::DotDot,
-                    name if name.len() > NAME_MAX => return Err(ENAMETOOLONG),
                     _ => Last::Name(c.name),
                 };
                 return Ok(Some(Parent { dir: self.at.clone(), last, slash: c.slash }));

@@ -24,7 +24,7 @@ pub async fn set_attr<C: Cache>(
         let mut t = Transaction::new();
         if let Some(size) = attr.size {
             file::resize(cache, ino, &mut inode, size, &mut t).await?;
-            inode.mode = without_set_id(cred, inode.mode);
+            inode.mode = without_set_id(cred, &inode);
             inode.mtime = attr.mtime.unwrap_or(now);
         }
         inode.ctime = now;
@@ -51,11 +51,11 @@ fn apply(cred: &Credentials, inode: &mut Inode, attr: &SetAttr, now: Time) -> Re
         if cred.uid != 0 && !(owner && same_uid && own_gid) {
             return Err(EPERM);
         }
+        if !inode.is_dir() {
+            inode.mode = strip_set_id(cred, inode);
+        }
         inode.uid = attr.uid.unwrap_or(inode.uid);
         inode.gid = attr.gid.unwrap_or(inode.gid);
-        if !inode.is_dir() {
-            inode.mode = strip_set_id(inode.mode);
-        }
     }
     if let Some(mode) = attr.mode {
         if !owner {
