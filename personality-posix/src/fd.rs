@@ -210,8 +210,10 @@ pub async fn store<C: Cache, T: Serialize>(
 /// Removes an object that only this personality writes.
 pub async fn discard<C: Cache>(cache: &C, name: clustix_ccache::name::Name) -> Answer<()> {
     use clustix_ccache::cache::{Expect, Transaction, Write};
-    let t =
-        Transaction { reads: vec![], writes: vec![Write { name, expect: Expect::Any, data: None }] };
+    let t = Transaction {
+        reads: vec![],
+        writes: vec![Write { name, expect: Expect::Any, data: None }],
+    };
     cache.transact(t).await.map_err(Errno::from)
 }
 

@@ -22,10 +22,18 @@ pub mod freeze;
 pub mod ids;
 pub mod image;
 pub mod layouts;
+pub mod names;
 pub mod node;
+pub mod open;
+pub mod openers;
+pub mod path;
+pub mod poll;
+pub mod rw;
 pub mod services;
 pub mod signal;
+pub mod stat;
 pub mod state;
+pub mod tty;
 
 /// The stub's image, a static ELF file: what the kernel's zygote executes.
 pub const STUB_IMAGE: &[u8] = include_bytes!(concat!(env!("OUT_DIR"), "/stub"));

@@ -2,6 +2,7 @@
 
 use crate::fd::OpenFiles;
 use crate::image::Images;
+use crate::openers::Openers;
 use crate::services::Services;
 use crate::state::Running;
 use clustix_pd::exec;
@@ -16,6 +17,8 @@ pub struct Node<S: Services> {
     pub services: S,
     /// Open file descriptions.
     pub files: OpenFiles,
+    /// Inodes that this node has open.
+    pub openers: Openers,
     /// File images, for exec and private file mappings.
     pub images: Images,
     /// Running processes.
@@ -33,6 +36,7 @@ impl<S: Services> Node<S> {
         Arc::new(Node {
             services,
             files: OpenFiles::new(1),
+            openers: Openers::default(),
             images: Images::default(),
             processes: Mutex::default(),
             freeze: AtomicU32::new(0),

@@ -91,6 +91,7 @@ pub const fn tty(number: u32) -> Name {
 
 /// A request to the console server.
 #[derive(Clone, PartialEq, Eq, Debug, Serialize, Deserialize)]
+#[allow(missing_docs)] // fields are what the request's doc says
 pub enum Request {
     /// Makes a terminal with a client attached. Replies its number. Not idempotent.
     New { winsize: [u16; 4] },

@@ -78,6 +78,7 @@ pub enum Step {
 
 /// A request to the memory server.
 #[derive(Clone, PartialEq, Eq, Debug, Serialize, Deserialize)]
+#[allow(missing_docs)] // fields are what the request's doc says
 pub enum Request {
     /// mmap(2): at `hint` exactly if `fixed` (`no_replace`: EEXIST if something is there), else where
     /// the server chooses, near the hint. Replies the address. Not idempotent.

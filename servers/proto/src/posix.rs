@@ -1,7 +1,7 @@
 //! What control asks of a node's personality.
 
-use crate::process::Pid;
 use crate::Answer;
+use crate::process::Pid;
 use serde::{Deserialize, Serialize};
 
 /// Where a spawned program's descriptors 0, 1 and 2 lead.
@@ -17,6 +17,7 @@ pub enum Stdio {
 
 /// A request to the personality.
 #[derive(Clone, PartialEq, Eq, Debug, Serialize, Deserialize)]
+#[allow(missing_docs)] // fields are what the request's doc says
 pub enum Request {
     /// Starts a program on this node: `argv[0]` is looked up in PATH of `env` unless it has a slash.
     /// Replies its PID. Not idempotent.
@@ -38,4 +39,3 @@ pub enum Request {
 
 /// The personality's reply.
 pub type Response = Answer<Pid>;
-

@@ -394,6 +394,7 @@ pub mod status {
 /// signals, reaping and losses. `request`: a number that no other call of this process has had
 /// (any retry of the call repeats it), or 0 if the caller does not retry.
 #[derive(Clone, PartialEq, Eq, Debug, Serialize, Deserialize)]
+#[allow(missing_docs)] // fields are what the request's doc says
 pub enum Request {
     /// A process without a living parent in the cluster (`clustix run`): child of init, leader of
     /// its own session and group, `claimed`. Runs on the serving node. Replies its PID. Not idempotent.
