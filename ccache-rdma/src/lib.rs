@@ -16,6 +16,8 @@ pub mod arena;
 pub mod engine;
 pub mod fabric;
 pub mod layout;
+pub mod links;
 pub mod word;
 pub mod client;
 pub mod slab;
+pub mod half;

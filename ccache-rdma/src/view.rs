@@ -257,7 +257,8 @@ impl View {
     }
 
     /// The next view, with `member` in it (in place of an earlier incarnation of its slot). It
-    /// holds nothing yet: its share of copies is listed as rebuilding.
+    /// holds nothing yet: its share of copies is listed as rebuilding. A member of a slot out of
+    /// range is left out.
     #[must_use]
     pub fn with(&self, member: &Member) -> View {
         let mut next = if self.member(member.slot).is_some() {
@@ -268,6 +269,9 @@ impl View {
         next.epoch = self.epoch + 1;
         next.insert(member);
         next.top_up();
+        if next.member(member.slot).is_none() {
+            return next;
+        }
         // With more members than copies, the newcomer takes its share of the others' copies: it
         // becomes one replica more, and `rebuilt` then drops the most loaded one.
         let share = usize::from(SHARDS) * next.wanted() / next.members.len().max(1);

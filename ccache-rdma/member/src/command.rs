@@ -1,0 +1,148 @@
+//! What raft replicates: commands that make one view from another, as a pure state machine.
+
+use clustix_ccache::request::shards;
+use clustix_ccache::view::{MAX_NODES, Member, View};
+use serde::{Deserialize, Serialize};
+
+/// A change of the view. Those that do not fit the view in which they are applied change nothing.
+#[derive(Clone, PartialEq, Eq, Debug, Serialize, Deserialize)]
+pub enum Command {
+    /// The first view, of these members.
+    First(Vec<Member>),
+    /// This incarnation is no member any more.
+    Evict {
+        /// Its slot.
+        slot: u8,
+        /// Its incarnation.
+        incarnation: u64,
+    },
+    /// A new incarnation, in a slot that has no member.
+    Join(Member),
+    /// Copies of shards on a member are complete.
+    Rebuilt {
+        /// The member's slot.
+        slot: u8,
+        /// Epoch of the view in which they were copied.
+        epoch: u64,
+        /// Shard numbers.
+        shards: Vec<u16>,
+    },
+    /// A backup becomes the primary of shards.
+    Rehome {
+        /// The backup's slot.
+        to: u8,
+        /// Shard numbers.
+        shards: Vec<u16>,
+    },
+}
+
+/// What applying a command gave.
+#[derive(Clone, Copy, PartialEq, Eq, Debug, Default, Serialize, Deserialize)]
+pub struct Applied {
+    /// Epoch of the view after it.
+    pub epoch: u64,
+    /// Whether it made a new one.
+    pub changed: bool,
+}
+
+/// The replicated state.
+#[derive(Clone, PartialEq, Eq, Debug, Default, Serialize, Deserialize)]
+pub struct State {
+    /// The latest view; epoch 0: none yet.
+    pub view: View,
+    /// Per shard, the epoch at which its primary changed or a copy began: what was copied in an
+    /// earlier view does not count.
+    since: Vec<u64>,
+}
+
+impl State {
+    /// Applies a command.
+    pub fn apply(&mut self, command: &Command) -> Applied {
+        let v = &self.view;
+        let next = match command {
+            Command::First(members) if v.epoch == 0 && !members.is_empty() => {
+                Some(View::first(members))
+            }
+            Command::Evict { slot, incarnation } => v
+                .member(*slot)
+                .is_some_and(|m| m.incarnation == *incarnation && v.members.len() > 1)
+                .then(|| v.without(*slot)),
+            Command::Join(m)
+                if v.epoch > 0
+                    && usize::from(m.slot) < MAX_NODES
+                    && v.member(m.slot).is_none() =>
+            {
+                Some(v.with(m))
+            }
+            Command::Rebuilt { slot, epoch, shards: numbers } => {
+                let mut valid = shards(numbers);
+                valid.retain(|s| {
+                    self.since.get(usize::from(s.0)).is_some_and(|since| epoch >= since)
+                });
+                v.rebuilt(*slot, &valid)
+            }
+            Command::Rehome { to, shards: numbers } => v.rehome(*to, &shards(numbers)),
+            _ => None,
+        };
+        let next = next.filter(|n| n.well_formed() && n.epoch == v.epoch + 1);
+        let changed = next.is_some();
+        if let Some(next) = next {
+            self.since.resize(next.shards.len(), 0);
+            for (i, (since, now)) in self.since.iter_mut().zip(&next.shards).enumerate() {
+                let before = self.view.shards.get(i).copied().unwrap_or_default();
+                if now.primary != before.primary
+                    || !now.rebuilding.minus(before.rebuilding).is_empty()
+                {
+                    *since = next.epoch;
+                }
+            }
+            self.view = next;
+        }
+        Applied { epoch: self.view.epoch, changed }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn member(slot: u8, incarnation: u64) -> Member {
+        Member { slot, incarnation, path: String::new() }
+    }
+
+    fn three() -> State {
+        let mut s = State::default();
+        assert!(s.apply(&Command::First((0..3).map(|i| member(i, 1)).collect())).changed);
+        s
+    }
+
+    #[test]
+    fn a_command_from_another_time_changes_nothing() {
+        let mut s = three();
+        assert!(!s.apply(&Command::First(vec![member(0, 1)])).changed);
+        assert!(!s.apply(&Command::Evict { slot: 1, incarnation: 2 }).changed);
+        assert!(!s.apply(&Command::Join(member(1, 2))).changed, "slot taken");
+        assert!(!s.apply(&Command::Join(member(99, 2))).changed, "no such slot");
+        assert!(s.apply(&Command::Evict { slot: 1, incarnation: 1 }).changed);
+        assert!(!s.apply(&Command::Evict { slot: 1, incarnation: 1 }).changed);
+    }
+
+    #[test]
+    fn a_copy_made_for_an_earlier_incarnation_does_not_count() {
+        let mut s = three();
+        s.apply(&Command::Evict { slot: 1, incarnation: 1 });
+        s.apply(&Command::Join(member(1, 2)));
+        let copied_in = s.view.epoch;
+        let all: Vec<u16> = (0..1024).collect();
+        s.apply(&Command::Evict { slot: 1, incarnation: 2 });
+        s.apply(&Command::Join(member(1, 3)));
+        let late = Command::Rebuilt { slot: 1, epoch: copied_in, shards: all.clone() };
+        assert!(!s.apply(&late).changed);
+        // One primary's report does not make the other's stale.
+        let epoch = s.view.epoch;
+        let (a, b) = all.split_at(500);
+        assert!(s.apply(&Command::Rebuilt { slot: 1, epoch, shards: a.to_vec() }).changed);
+        assert!(s.apply(&Command::Rebuilt { slot: 1, epoch, shards: b.to_vec() }).changed);
+        assert!(s.view.survival().can_lose_a_node());
+    }
+}

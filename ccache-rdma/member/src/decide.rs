@@ -1,0 +1,298 @@
+//! What the leader does next, as a pure function of what it knows.
+
+use crate::command::Command;
+use crate::{node_of, raft_id};
+use clustix_ccache::view::{Member, View};
+use std::collections::{BTreeMap, BTreeSet};
+
+/// A report of suspicions older than this no longer counts, ns: whoever suspects repeats itself.
+pub const REPORT_AGE: u64 = 600_000_000;
+/// A wish to join older than this is forgotten, ns: whoever wishes repeats itself.
+pub const JOIN_AGE: u64 = 2_000_000_000;
+/// How long the first view waits for all of the first members, ns.
+pub const FIRST_WAIT: u64 = 20_000_000_000;
+/// Entries that a learner may lack when it is made a voter.
+const CLOSE: u64 = 32;
+
+/// What one member suspects.
+#[derive(Clone, Debug, Default)]
+pub struct Report {
+    /// When it came, ns.
+    pub at: u64,
+    /// Slots and incarnations.
+    pub suspects: Vec<(u8, u64)>,
+}
+
+/// What the leader knows.
+#[derive(Clone, Debug, Default)]
+pub struct Situation {
+    /// `CLOCK_MONOTONIC`, ns.
+    pub now: u64,
+    /// Its own raft id.
+    pub me: u64,
+    /// When it began to lead.
+    pub leading_since: u64,
+    /// Length of a lease, ns.
+    pub lease: u64,
+    /// The latest view.
+    pub view: View,
+    /// Voters' raft ids.
+    pub voters: BTreeSet<u64>,
+    /// All raft ids that get the log.
+    pub nodes: BTreeSet<u64>,
+    /// Log index that each other node is known to have.
+    pub matched: BTreeMap<u64, u64>,
+    /// Last log index of its own.
+    pub last: u64,
+    /// Latest report of each member, by raft id; its own too.
+    pub reports: BTreeMap<u64, Report>,
+    /// Since when it has suspected each incarnation itself.
+    pub own: BTreeMap<(u8, u64), u64>,
+    /// Wishes to join, and when they were last repeated.
+    pub joins: Vec<(Member, u64)>,
+    /// First members that have said they are ready, before the first view.
+    pub ready: BTreeMap<u64, Member>,
+    /// Complete copies to record: slot and epoch, shards.
+    pub rebuilt: BTreeMap<(u8, u64), BTreeSet<u16>>,
+}
+
+/// One thing to do.
+#[derive(Clone, PartialEq, Eq, Debug)]
+pub enum Step {
+    /// Write this to the log.
+    Propose(Command),
+    /// Start sending the log to this raft id.
+    AddLearner(u64),
+    /// Stop sending it to these.
+    RemoveLearners(BTreeSet<u64>),
+    /// Make these the voters.
+    SetVoters(BTreeSet<u64>),
+}
+
+impl Situation {
+    /// The next step, if there is one.
+    pub fn decide(&self) -> Option<Step> {
+        if self.view.epoch == 0 {
+            return self.first();
+        }
+        self.evict().or_else(|| self.shrink()).or_else(|| self.join()).or_else(|| self.record())
+    }
+
+    fn first(&self) -> Option<Step> {
+        let all = self.voters.iter().all(|v| self.ready.contains_key(v));
+        let waited = self.now.saturating_sub(self.leading_since) > FIRST_WAIT;
+        let enough = self.ready.len() > self.voters.len() / 2;
+        (all || waited && enough).then(|| {
+            Step::Propose(Command::First(self.ready.values().cloned().collect()))
+        })
+    }
+
+    fn suspects(&self, id: u64, slot: u8, incarnation: u64) -> bool {
+        self.reports.get(&id).is_some_and(|r| {
+            self.now.saturating_sub(r.at) < REPORT_AGE
+                && r.suspects.contains(&(slot, incarnation))
+        })
+    }
+
+    /// A member is evicted when more than half of the others suspect it, or the leader has for two
+    /// leases; and only if those whom nobody suspects can commit that.
+    fn evict(&self) -> Option<Step> {
+        let others = |slot: u8| self.view.members.iter().filter(move |m| m.slot != slot);
+        let doubted = |m: &Member| {
+            others(m.slot)
+                .any(|o| self.suspects(raft_id(o.slot, o.incarnation), m.slot, m.incarnation))
+        };
+        for m in &self.view.members {
+            let against = others(m.slot)
+                .filter(|o| self.suspects(raft_id(o.slot, o.incarnation), m.slot, m.incarnation))
+                .count();
+            let alone = self
+                .own
+                .get(&(m.slot, m.incarnation))
+                .is_some_and(|since| self.now.saturating_sub(*since) > 2 * self.lease);
+            // A new incarnation that asks to join is proof enough that the one before is no more.
+            let replaced =
+                self.fresh_joins().any(|j| j.slot == m.slot && j.incarnation > m.incarnation);
+            if !(against * 2 > others(m.slot).count() || alone || replaced) {
+                continue;
+            }
+            let sound = others(m.slot)
+                .filter(|o| !doubted(o))
+                .filter(|o| self.voters.contains(&raft_id(o.slot, o.incarnation)))
+                .count();
+            if sound > self.voters.len() / 2 {
+                return Some(Step::Propose(Command::Evict {
+                    slot: m.slot,
+                    incarnation: m.incarnation,
+                }));
+            }
+        }
+        None
+    }
+
+    fn in_view(&self, id: u64) -> bool {
+        let (slot, incarnation) = node_of(id);
+        self.view.member(slot).is_some_and(|m| m.incarnation == incarnation)
+    }
+
+    fn fresh_joins(&self) -> impl Iterator<Item = &Member> {
+        self.joins.iter().filter(|(_, at)| self.now.saturating_sub(*at) < JOIN_AGE).map(|(m, _)| m)
+    }
+
+    fn joining(&self, id: u64) -> bool {
+        let (slot, incarnation) = node_of(id);
+        self.fresh_joins().any(|m| m.slot == slot && m.incarnation == incarnation)
+            && self.view.member(slot).is_none_or(|m| m.incarnation < incarnation)
+    }
+
+    /// Voters shrink with the view.
+    fn shrink(&self) -> Option<Step> {
+        let wanted = |id: &u64| self.in_view(*id) || self.joining(*id);
+        let voters: BTreeSet<u64> = self.voters.iter().copied().filter(wanted).collect();
+        if voters.len() < self.voters.len() && !voters.is_empty() {
+            return Some(Step::SetVoters(voters));
+        }
+        let left: BTreeSet<u64> =
+            self.nodes.difference(&self.voters).copied().filter(|id| !wanted(id)).collect();
+        (!left.is_empty()).then_some(Step::RemoveLearners(left))
+    }
+
+    /// A node gets the log, then a vote, then its place in the view: so that a view never has more
+    /// members than there are votes to lose.
+    fn join(&self) -> Option<Step> {
+        for m in self.fresh_joins() {
+            let id = raft_id(m.slot, m.incarnation);
+            if self.in_view(id) || self.view.member(m.slot).is_some() {
+                continue;
+            }
+            if self.voters.contains(&id) {
+                return Some(Step::Propose(Command::Join(m.clone())));
+            }
+            if !self.nodes.contains(&id) {
+                return Some(Step::AddLearner(id));
+            }
+            if self.matched.get(&id).is_some_and(|at| at + CLOSE >= self.last) {
+                let mut voters = self.voters.clone();
+                voters.insert(id);
+                return Some(Step::SetVoters(voters));
+            }
+        }
+        None
+    }
+
+    fn record(&self) -> Option<Step> {
+        let ((slot, epoch), shards) = self.rebuilt.iter().find(|((slot, _), shards)| {
+            shards.iter().any(|s| {
+                let r = self.view.shards.get(usize::from(*s));
+                r.is_some_and(|r| r.rebuilding.contains(*slot))
+            })
+        })?;
+        let shards = shards.iter().copied().collect();
+        Some(Step::Propose(Command::Rebuilt { slot: *slot, epoch: *epoch, shards }))
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const MS: u64 = 1_000_000;
+
+    fn member(slot: u8, incarnation: u64) -> Member {
+        Member { slot, incarnation, path: String::new() }
+    }
+
+    fn three() -> Situation {
+        let members: Vec<Member> = (0..3).map(|s| member(s, 1)).collect();
+        let ids: BTreeSet<u64> = [16, 17, 18].into();
+        Situation {
+            now: 10_000 * MS,
+            me: 16,
+            lease: 250 * MS,
+            view: View::first(&members),
+            voters: ids.clone(),
+            nodes: ids,
+            last: 100,
+            ..Situation::default()
+        }
+    }
+
+    fn report(s: &mut Situation, id: u64, suspects: &[(u8, u64)]) {
+        s.reports.insert(id, Report { at: s.now, suspects: suspects.to_vec() });
+    }
+
+    #[test]
+    fn two_of_two_others_evict_and_one_does_not() {
+        let mut s = three();
+        report(&mut s, 17, &[(2, 1)]);
+        assert_eq!(s.decide(), None);
+        report(&mut s, 16, &[(2, 1)]);
+        let evict = Step::Propose(Command::Evict { slot: 2, incarnation: 1 });
+        assert_eq!(s.decide(), Some(evict.clone()));
+        s.now += REPORT_AGE;
+        assert_eq!(s.decide(), None, "stale reports");
+        s.own.insert((2, 1), s.now - 499 * MS);
+        assert_eq!(s.decide(), None);
+        s.own.insert((2, 1), s.now - 501 * MS);
+        assert_eq!(s.decide(), Some(evict));
+    }
+
+    #[test]
+    fn nobody_is_evicted_by_a_minority() {
+        let mut s = three();
+        report(&mut s, 16, &[(1, 1), (2, 1)]);
+        s.own = [((1, 1), 0), ((2, 1), 0)].into();
+        assert_eq!(s.decide(), None);
+        let mut two = three();
+        two.view = two.view.without(2);
+        two.voters.remove(&18);
+        two.nodes.remove(&18);
+        report(&mut two, 16, &[(1, 1)]);
+        assert_eq!(two.decide(), None, "of two, one is no majority");
+    }
+
+    #[test]
+    fn voters_shrink_and_grow_with_the_view() {
+        let mut s = three();
+        s.view = s.view.without(1);
+        assert_eq!(s.decide(), Some(Step::SetVoters([16, 18].into())));
+        s.voters.remove(&17);
+        assert_eq!(s.decide(), Some(Step::RemoveLearners([17].into())));
+        s.nodes.remove(&17);
+        assert_eq!(s.decide(), None);
+        s.joins.push((member(1, 2), s.now));
+        assert_eq!(s.decide(), Some(Step::AddLearner(33)));
+        s.nodes.insert(33);
+        assert_eq!(s.decide(), None, "it has no log yet");
+        s.matched.insert(33, 90);
+        assert_eq!(s.decide(), Some(Step::SetVoters([16, 18, 33].into())));
+        s.voters.insert(33);
+        assert_eq!(s.decide(), Some(Step::Propose(Command::Join(member(1, 2)))));
+        let mut gave_up = s.clone();
+        gave_up.now += JOIN_AGE;
+        assert_eq!(gave_up.decide(), Some(Step::SetVoters([16, 18].into())));
+        s.view = s.view.with(&member(1, 2));
+        assert_eq!(s.decide(), None);
+    }
+
+    #[test]
+    fn a_new_incarnation_ends_the_one_before() {
+        let mut s = three();
+        s.joins.push((member(2, 2), s.now));
+        let evict = Step::Propose(Command::Evict { slot: 2, incarnation: 1 });
+        assert_eq!(s.decide(), Some(evict));
+    }
+
+    #[test]
+    fn the_first_view_waits_for_all_and_in_the_end_for_most() {
+        let mut s = three();
+        s.view = View::default();
+        s.leading_since = s.now;
+        s.ready = [(16, member(0, 1)), (17, member(1, 1))].into();
+        assert_eq!(s.decide(), None);
+        s.now += FIRST_WAIT + 1;
+        assert!(matches!(s.decide(), Some(Step::Propose(Command::First(m))) if m.len() == 2));
+        s.ready.remove(&17);
+        assert_eq!(s.decide(), None);
+    }
+}

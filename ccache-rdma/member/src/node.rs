@@ -1,0 +1,576 @@
+//! One member at work: raft, the socket that others call, and the loop that decides.
+
+use crate::command::{Command, State};
+use crate::decide::{Report, Situation, Step};
+use crate::network::{Answer, Call, Envelope, Factory, call_once, receive, send};
+use crate::store::{Machine, Store};
+use crate::{TypeConfig, node_of, raft_id};
+use clustix_ccache::lease::Timing;
+use clustix_ccache::request::MemberEvent;
+use clustix_ccache::view::{MAX_NODES, Member, View};
+use clustix_pd::Region;
+use clustix_pd::exec::now_ns;
+use openraft::{BasicNode, ChangeMembers, Raft, ServerState, SnapshotPolicy};
+use serde::{Deserialize, Serialize};
+use std::collections::{BTreeMap, BTreeSet};
+use std::sync::Arc;
+use std::time::Duration;
+use tokio::net::{UnixListener, UnixStream};
+use tokio::sync::{Semaphore, mpsc, watch};
+use tokio::task::JoinHandle;
+use tokio::time::timeout;
+
+/// How this node came to the cluster.
+#[derive(Clone, PartialEq, Eq, Debug, Serialize, Deserialize)]
+pub enum Start {
+    /// It is one of the first members: these slots and incarnations, the same list on each.
+    First(Vec<(u8, u64)>),
+    /// It joins a cluster that runs, through any other member.
+    Join,
+}
+
+/// What a member must know.
+#[derive(Clone, Debug, Serialize, Deserialize)]
+pub struct Config {
+    /// Slot.
+    pub slot: u8,
+    /// Start of the kernel process, at least 1; higher at each start of this slot.
+    pub incarnation: u64,
+    /// The cluster's state folder: member K listens at `node-K/member.sock`, its ccache at
+    /// `node-K/fabric.sock`.
+    pub state: String,
+    /// How it came to be.
+    pub start: Start,
+    /// Lease times.
+    pub timing: Timing,
+}
+
+impl Config {
+    /// Where the member in `slot` listens.
+    pub fn member_socket(&self, slot: u8) -> String {
+        format!("{}/node-{slot}/member.sock", self.state)
+    }
+    /// Where the ccache in `slot` listens.
+    pub fn fabric_socket(&self, slot: u8) -> String {
+        format!("{}/node-{slot}/fabric.sock", self.state)
+    }
+    fn id(&self) -> u64 {
+        raft_id(self.slot, self.incarnation)
+    }
+    fn member(&self, slot: u8, incarnation: u64) -> Member {
+        Member { slot, incarnation, path: self.fabric_socket(slot) }
+    }
+}
+
+/// Why a member ended.
+#[derive(Debug, thiserror::Error)]
+pub enum Ended {
+    /// The region or the socket cannot be used.
+    #[error("membership cannot start: {0}")]
+    Start(#[from] std::io::Error),
+    /// Raft refused or stopped.
+    #[error("membership stopped: {0}")]
+    Raft(String),
+    /// A view without this incarnation was decided.
+    #[error("node {slot} (incarnation {incarnation}) is no member of view {epoch} any more")]
+    Evicted {
+        /// Slot.
+        slot: u8,
+        /// Incarnation.
+        incarnation: u64,
+        /// The view.
+        epoch: u64,
+    },
+    /// Its ccache went away.
+    #[error("ccache went away")]
+    Alone,
+}
+
+/// Calls served at once.
+const MAX_CONNECTIONS: usize = 64;
+/// The loop looks around this often.
+const TICK: Duration = Duration::from_millis(20);
+/// Suspicions, copies and wishes are told again after this, ns.
+const REPEAT: u64 = 100_000_000;
+/// A call to another member is given up after this.
+const CALL_BOUND: Duration = Duration::from_millis(300);
+/// A step of the leader's is given up after this; it is decided again.
+const STEP_BOUND: Duration = Duration::from_millis(1_000);
+/// Without a leader for this long, other members are asked what became of the cluster, ns.
+const LOST: u64 = 1_000_000_000;
+/// Copies to report that are kept at most.
+const MAX_PENDING: usize = 4_096;
+
+type Rebuilt = (u8, u64, Vec<u16>);
+
+/// What other members tell this one's loop.
+enum Told {
+    Report { from: u64, suspects: Vec<(u8, u64)> },
+    Rebuilt(Rebuilt),
+    Join(Member),
+    Ready { id: u64, member: Member },
+    /// Another member's view, asked for since this one hears of no leader.
+    View(View),
+}
+
+/// Runs a member until its node is evicted or something it needs goes away. `listener` is bound
+/// to [`Config::member_socket`]; `region` is the memory region `raft`; `events` come from the
+/// node's ccache, `views` go there, in order, and `evicted` with a view that ends this node.
+pub async fn run(
+    config: Config,
+    listener: UnixListener,
+    region: Region,
+    events: mpsc::Receiver<MemberEvent>,
+    views: mpsc::Sender<View>,
+) -> Result<std::convert::Infallible, Ended> {
+    let me = config.id();
+    let store = Store::open(region, me)?;
+    let pristine = store.pristine();
+    let (committed, from_machine) = mpsc::channel(64);
+    let (latest, state) = watch::channel(State::default());
+    let raft_config = openraft::Config {
+        cluster_name: "clustix".into(),
+        heartbeat_interval: 50,
+        election_timeout_min: 150,
+        election_timeout_max: 300,
+        install_snapshot_timeout: 1_000,
+        snapshot_policy: SnapshotPolicy::LogsSinceLast(48),
+        max_in_snapshot_log_to_keep: 16,
+        replication_lag_threshold: 64,
+        ..openraft::Config::default()
+    };
+    let raft_config = raft_config.validate().map_err(|e| Ended::Raft(e.to_string()))?;
+    let machine = Machine::new(store.clone(), committed, latest).await;
+    let raft = Raft::new(me, Arc::new(raft_config), Factory { me }, store, machine)
+        .await
+        .map_err(|e| Ended::Raft(e.to_string()))?;
+    let (tell, told) = mpsc::channel(256);
+    let server = tokio::spawn(serve(listener, raft.clone(), me, state.clone(), tell.clone()));
+    let forwarder = tokio::spawn(forward(config.clone(), from_machine, views));
+    if pristine
+        && let Start::First(first) = &config.start
+        && first.iter().map(|(slot, _)| *slot).min() == Some(config.slot)
+    {
+        let nodes: BTreeMap<u64, BasicNode> = first
+            .iter()
+            .map(|(s, i)| (raft_id(*s, *i), BasicNode::new(config.member_socket(*s))))
+            .collect();
+        // Refused when an earlier process of this incarnation did it already.
+        if let Err(e) = raft.initialize(nodes).await {
+            tracing::debug!("initialize: {e}");
+        }
+    }
+    let governor = Governor::new(config, raft.clone(), state, tell);
+    let why = governor.run(events, told, forwarder).await;
+    server.abort();
+    let _ = timeout(STEP_BOUND, raft.shutdown()).await;
+    Err(why)
+}
+
+/// Hands committed views to the node's ccache, from the first on that has this incarnation in it.
+async fn forward(
+    config: Config,
+    mut committed: mpsc::Receiver<View>,
+    views: mpsc::Sender<View>,
+) -> Ended {
+    let mut member = false;
+    while let Some(view) = committed.recv().await {
+        let within = view.member(config.slot).is_some_and(|m| m.incarnation == config.incarnation);
+        let epoch = view.epoch;
+        if (within || member) && views.send(view).await.is_err() {
+            return Ended::Alone;
+        }
+        if member && !within {
+            let Config { slot, incarnation, .. } = config;
+            return Ended::Evicted { slot, incarnation, epoch };
+        }
+        member = within;
+    }
+    Ended::Raft("the state machine ended".into())
+}
+
+async fn serve(
+    listener: UnixListener,
+    raft: Raft<TypeConfig>,
+    me: u64,
+    state: watch::Receiver<State>,
+    tell: mpsc::Sender<Told>,
+) {
+    let permits = Arc::new(Semaphore::new(MAX_CONNECTIONS));
+    let owner = rustix::process::getuid().as_raw();
+    loop {
+        let Ok(permit) = permits.clone().acquire_owned().await else { return };
+        let stream = match listener.accept().await {
+            Ok((stream, _)) => stream,
+            Err(_) => {
+                tokio::time::sleep(TICK).await;
+                continue;
+            }
+        };
+        if stream.peer_cred().map(|c| c.uid()).ok() != Some(owner) {
+            continue;
+        }
+        let (raft, state, tell) = (raft.clone(), state.clone(), tell.clone());
+        tokio::spawn(async move {
+            let _permit = permit;
+            connection(stream, &raft, me, &state, &tell).await;
+        });
+    }
+}
+
+async fn connection(
+    mut stream: UnixStream,
+    raft: &Raft<TypeConfig>,
+    me: u64,
+    state: &watch::Receiver<State>,
+    tell: &mpsc::Sender<Told>,
+) {
+    while let Ok(envelope) = receive::<Envelope>(&mut stream).await {
+        let Envelope { from, to, call } = envelope;
+        let answer = if to != 0 && to != me {
+            Answer::Refused
+        } else {
+            answer(raft, me, state, tell, from, call).await
+        };
+        if send(&mut stream, &answer).await.is_err() {
+            return;
+        }
+    }
+}
+
+async fn answer(
+    raft: &Raft<TypeConfig>,
+    me: u64,
+    state: &watch::Receiver<State>,
+    tell: &mpsc::Sender<Told>,
+    from: u64,
+    call: Call,
+) -> Answer {
+    let note = |told: Told| match tell.try_send(told) {
+        Ok(()) => Answer::Noted,
+        // Whoever told it says it again.
+        Err(_) => Answer::Refused,
+    };
+    match call {
+        Call::Append(rpc) => raft.append_entries(rpc).await.map_or(Answer::Refused, Answer::Append),
+        Call::Vote(rpc) => raft.vote(rpc).await.map_or(Answer::Refused, Answer::Vote),
+        Call::Snapshot(rpc) => {
+            raft.install_snapshot(rpc).await.map_or(Answer::Refused, Answer::Snapshot)
+        }
+        Call::Report(suspects) if suspects.len() <= MAX_NODES => {
+            note(Told::Report { from, suspects })
+        }
+        Call::Rebuilt { slot, epoch, shards } => note(Told::Rebuilt((slot, epoch, shards))),
+        Call::Join(m)
+            if usize::from(m.slot) < MAX_NODES && from == raft_id(m.slot, m.incarnation) =>
+        {
+            note(Told::Join(m))
+        }
+        Call::Report(_) | Call::Join(_) => Answer::Refused,
+        Call::Status => Answer::Status(me, Box::new(state.borrow().view.clone())),
+    }
+}
+
+struct Governor {
+    config: Config,
+    raft: Raft<TypeConfig>,
+    state: watch::Receiver<State>,
+    tell: mpsc::Sender<Told>,
+    /// Since when this node's ccache suspects them.
+    own: BTreeMap<(u8, u64), u64>,
+    reports: BTreeMap<u64, Report>,
+    joins: Vec<(Member, u64)>,
+    ready: BTreeMap<u64, Member>,
+    /// Copies reported by this node's ccache, until a view shows them.
+    pending: Vec<Rebuilt>,
+    /// As the leader: everyone's.
+    rebuilt: BTreeMap<(u8, u64), BTreeSet<u16>>,
+    leading_since: Option<u64>,
+    heard_of_leader: u64,
+    repeat_at: u64,
+    step: Option<JoinHandle<()>>,
+}
+
+impl Governor {
+    fn new(
+        config: Config,
+        raft: Raft<TypeConfig>,
+        state: watch::Receiver<State>,
+        tell: mpsc::Sender<Told>,
+    ) -> Governor {
+        Governor {
+            config,
+            raft,
+            state,
+            tell,
+            own: BTreeMap::new(),
+            reports: BTreeMap::new(),
+            joins: Vec::new(),
+            ready: BTreeMap::new(),
+            pending: Vec::new(),
+            rebuilt: BTreeMap::new(),
+            leading_since: None,
+            heard_of_leader: now_ns(),
+            repeat_at: 0,
+            step: None,
+        }
+    }
+
+    async fn run(
+        mut self,
+        mut events: mpsc::Receiver<MemberEvent>,
+        mut told: mpsc::Receiver<Told>,
+        mut forwarder: JoinHandle<Ended>,
+    ) -> Ended {
+        let mut ticks = tokio::time::interval(TICK);
+        ticks.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Delay);
+        loop {
+            tokio::select! {
+                ended = &mut forwarder => {
+                    return ended.unwrap_or_else(|e| Ended::Raft(e.to_string()));
+                }
+                event = events.recv() => match event {
+                    Some(event) => self.event(event),
+                    None => return Ended::Alone,
+                },
+                Some(told) = told.recv() => {
+                    if let Some(ended) = self.told(told) {
+                        return ended;
+                    }
+                }
+                _ = ticks.tick() => {}
+            }
+            if let Err(e) = self.raft.metrics().borrow().running_state.clone() {
+                return Ended::Raft(e.to_string());
+            }
+            self.look();
+        }
+    }
+
+    fn event(&mut self, event: MemberEvent) {
+        let now = now_ns();
+        match event {
+            MemberEvent::Suspect { slot, incarnation } => {
+                self.own.entry((slot, incarnation)).or_insert(now);
+                self.repeat_at = 0;
+            }
+            MemberEvent::Trust { slot, incarnation } => {
+                self.own.remove(&(slot, incarnation));
+                self.repeat_at = 0;
+            }
+            MemberEvent::Rebuilt { slot, epoch, shards } => {
+                if self.pending.len() < MAX_PENDING {
+                    self.pending.push((slot, epoch, shards));
+                }
+                self.repeat_at = self.repeat_at.min(now + 5_000_000);
+            }
+            MemberEvent::LeaseLost => self.heard_of_leader = 0,
+        }
+    }
+
+    fn told(&mut self, told: Told) -> Option<Ended> {
+        let now = now_ns();
+        match told {
+            Told::Report { from, suspects } => {
+                if self.reports.len() < 4 * MAX_NODES || self.reports.contains_key(&from) {
+                    self.reports.insert(from, Report { at: now, suspects });
+                }
+            }
+            Told::Rebuilt((slot, epoch, shards)) => {
+                if self.rebuilt.len() < MAX_PENDING {
+                    self.rebuilt.entry((slot, epoch)).or_default().extend(shards);
+                }
+            }
+            Told::Join(m) => {
+                self.joins.retain(|(j, at)| {
+                    (j.slot, j.incarnation) != (m.slot, m.incarnation)
+                        && now.saturating_sub(*at) < crate::decide::JOIN_AGE
+                });
+                if self.joins.len() < MAX_NODES {
+                    self.joins.push((m, now));
+                }
+            }
+            Told::Ready { id, member } => {
+                self.ready.insert(id, member);
+            }
+            Told::View(theirs) => {
+                let Config { slot, incarnation, .. } = self.config;
+                let here = |v: &View| v.member(slot).is_some_and(|m| m.incarnation == incarnation);
+                if here(&self.state.borrow().view)
+                    && theirs.epoch > self.state.borrow().view.epoch
+                    && theirs.well_formed()
+                    && !here(&theirs)
+                {
+                    return Some(Ended::Evicted { slot, incarnation, epoch: theirs.epoch });
+                }
+            }
+        }
+        None
+    }
+
+    /// Looks around: tells others what they should know and, as the leader, takes a step.
+    fn look(&mut self) {
+        let now = now_ns();
+        let view = self.state.borrow().view.clone();
+        let (leader, leads) = {
+            let m = self.raft.metrics();
+            let m = m.borrow();
+            (m.current_leader, m.state == ServerState::Leader)
+        };
+        if leader.is_some() {
+            self.heard_of_leader = self.heard_of_leader.max(now);
+        }
+        let still = |r: &Rebuilt| {
+            r.2.iter().any(|s| {
+                view.shards.get(usize::from(*s)).is_some_and(|x| x.rebuilding.contains(r.0))
+            })
+        };
+        self.pending.retain(still);
+        self.own.retain(|(slot, incarnation), _| {
+            view.member(*slot).is_some_and(|m| m.incarnation == *incarnation)
+        });
+        self.reports.insert(
+            self.config.id(),
+            Report { at: now, suspects: self.own.keys().copied().collect() },
+        );
+        if leads {
+            for (slot, epoch, shards) in &self.pending {
+                self.rebuilt.entry((*slot, *epoch)).or_default().extend(shards);
+            }
+        }
+        if now >= self.repeat_at {
+            self.repeat_at = now + REPEAT;
+            self.tell_others(now, &view, leader, leads);
+        }
+        if leads {
+            let since = *self.leading_since.get_or_insert(now);
+            self.lead(now, since, view);
+        } else {
+            self.leading_since = None;
+            self.rebuilt.clear();
+        }
+    }
+
+    /// Calls another member without waiting for it.
+    fn call(&self, slot: u8, to: u64, call: Call) -> JoinHandle<std::io::Result<Answer>> {
+        let path = self.config.member_socket(slot);
+        let envelope = Envelope { from: self.config.id(), to, call };
+        tokio::spawn(async move { call_once(&path, &envelope, CALL_BOUND).await })
+    }
+
+    fn tell_others(&mut self, now: u64, view: &View, leader: Option<u64>, leads: bool) {
+        let me = self.config.slot;
+        let suspects: Vec<(u8, u64)> = self.own.keys().copied().collect();
+        let others = || view.members.iter().filter(|m| m.slot != me);
+        if !suspects.is_empty() {
+            for m in others() {
+                let to = raft_id(m.slot, m.incarnation);
+                self.call(m.slot, to, Call::Report(suspects.clone()));
+            }
+        }
+        if let Some(leader) = leader.filter(|_| !leads) {
+            for (slot, epoch, shards) in self.pending.iter().take(64) {
+                let call = Call::Rebuilt { slot: *slot, epoch: *epoch, shards: shards.clone() };
+                self.call(node_of(leader).0, leader, call);
+            }
+        }
+        let here = view.member(me).is_some_and(|m| m.incarnation == self.config.incarnation);
+        if self.config.start == Start::Join && !here {
+            // Only the leader acts on it; which node that is, a newcomer does not know.
+            let wish = self.config.member(me, self.config.incarnation);
+            for slot in (0..MAX_NODES as u8).filter(|s| *s != me) {
+                self.call(slot, 0, Call::Join(wish.clone()));
+            }
+        }
+        if here && now.saturating_sub(self.heard_of_leader) > LOST {
+            for m in others() {
+                self.ask(m.slot);
+            }
+        }
+        if leads && view.epoch == 0 {
+            self.ready.insert(self.config.id(), self.config.member(me, self.config.incarnation));
+            let voters: Vec<u64> =
+                self.raft.metrics().borrow().membership_config.voter_ids().collect();
+            for id in voters.into_iter().filter(|id| *id != self.config.id()) {
+                let (slot, incarnation) = node_of(id);
+                let (asked, tell) = (self.call(slot, id, Call::Status), self.tell.clone());
+                let member = self.config.member(slot, incarnation);
+                tokio::spawn(async move {
+                    if let Ok(Ok(Answer::Status(..))) = asked.await {
+                        let _ = tell.send(Told::Ready { id, member }).await;
+                    }
+                });
+            }
+        }
+    }
+
+    /// Asks a member for its view.
+    fn ask(&self, slot: u8) {
+        let (asked, tell) = (self.call(slot, 0, Call::Status), self.tell.clone());
+        tokio::spawn(async move {
+            if let Ok(Ok(Answer::Status(_, view))) = asked.await {
+                let _ = tell.send(Told::View(*view)).await;
+            }
+        });
+    }
+
+    fn lead(&mut self, now: u64, leading_since: u64, view: View) {
+        if self.step.as_ref().is_some_and(|s| !s.is_finished()) {
+            return;
+        }
+        let situation = {
+            let metrics = self.raft.metrics();
+            let m = metrics.borrow();
+            let matched = m.replication.iter().flatten();
+            Situation {
+                now,
+                me: self.config.id(),
+                leading_since,
+                lease: self.config.timing.lease_ns,
+                view,
+                voters: m.membership_config.voter_ids().collect(),
+                nodes: m.membership_config.nodes().map(|(id, _)| *id).collect(),
+                matched: matched.filter_map(|(id, at)| Some((*id, at.as_ref()?.index))).collect(),
+                last: m.last_log_index.unwrap_or(0),
+                reports: self.reports.clone(),
+                own: self.own.clone(),
+                joins: self.joins.clone(),
+                ready: self.ready.clone(),
+                rebuilt: std::mem::take(&mut self.rebuilt),
+            }
+        };
+        let Some(step) = situation.decide() else { return };
+        tracing::info!("membership: {step:?}");
+        let (raft, config) = (self.raft.clone(), self.config.clone());
+        self.step = Some(tokio::spawn(async move {
+            if timeout(STEP_BOUND, take(&raft, &config, step)).await.is_err() {
+                tracing::info!("membership: that step took too long");
+            }
+        }));
+    }
+}
+
+async fn take(raft: &Raft<TypeConfig>, config: &Config, step: Step) {
+    let failed = match step {
+        Step::Propose(command) => propose(raft, command).await,
+        Step::AddLearner(id) => {
+            let node = BasicNode::new(config.member_socket(node_of(id).0));
+            raft.add_learner(id, node, false).await.err().map(|e| e.to_string())
+        }
+        Step::SetVoters(voters) => {
+            raft.change_membership(voters, false).await.err().map(|e| e.to_string())
+        }
+        Step::RemoveLearners(ids) => raft
+            .change_membership(ChangeMembers::RemoveNodes(ids), false)
+            .await
+            .err()
+            .map(|e| e.to_string()),
+    };
+    if let Some(e) = failed {
+        tracing::info!("membership: that step failed: {e}");
+    }
+}
+
+async fn propose(raft: &Raft<TypeConfig>, command: Command) -> Option<String> {
+    raft.client_write(command).await.err().map(|e| e.to_string())
+}

@@ -1,0 +1,83 @@
+//! The protection domain `member`: a [`crate::node`] between its ccache's ring and the others'
+//! sockets.
+
+use crate::node::{Config, Ended, run};
+use clustix_ccache::cache::CacheError;
+use clustix_ccache::client::CacheClient;
+use clustix_ccache::view::View;
+use clustix_pd::{Boot, exec};
+use tokio::sync::mpsc;
+
+/// Ends with the reason on standard error; the node goes on only if this was no eviction.
+fn fail(why: &dyn std::fmt::Display) -> ! {
+    eprintln!("member: {why}");
+    std::process::exit(1)
+}
+
+/// What runs in the domain. Needs the channel `ccache` (rights of membership), the region `raft`,
+/// writable, the descriptor `member` (a listening Unix socket) and [`Config`] as arguments.
+pub fn main(mut boot: Boot) -> ! {
+    let config: Config = match postcard::from_bytes(&boot.args) {
+        Ok(c) => c,
+        Err(_) => fail(&"malformed configuration"),
+    };
+    let (cache, region) = match (CacheClient::new(&boot), boot.region("raft")) {
+        (Ok(c), Ok(r)) => (c, r),
+        (Err(e), _) | (_, Err(e)) => fail(&e),
+    };
+    let listener = match boot.descriptor("member") {
+        Ok(fd) => std::os::unix::net::UnixListener::from(fd),
+        Err(e) => fail(&e),
+    };
+    let runtime = match tokio::runtime::Builder::new_current_thread().enable_all().build() {
+        Ok(r) => r,
+        Err(e) => fail(&e),
+    };
+    let (events, for_member) = mpsc::channel(256);
+    let (views, to_install) = mpsc::channel::<View>(64);
+    // The ring is waited for with futexes, raft's sockets with epoll: a thread each.
+    let ring = cache.clone();
+    std::thread::spawn(move || listen(&ring, &events));
+    std::thread::spawn(move || install(&cache, to_install));
+    if let Err(e) = boot.enter_sandbox() {
+        fail(&e);
+    }
+    let ended = runtime.block_on(async {
+        if let Err(e) = listener.set_nonblocking(true) {
+            return Ended::Start(e);
+        }
+        match tokio::net::UnixListener::from_std(listener) {
+            Ok(listener) => match run(config, listener, region, for_member, views).await {
+                Err(e) => e,
+                Ok(never) => match never {},
+            },
+            Err(e) => Ended::Start(e),
+        }
+    });
+    fail(&ended)
+}
+
+/// Hands ccache's events on.
+fn listen(cache: &CacheClient, events: &mpsc::Sender<clustix_ccache::request::MemberEvent>) {
+    loop {
+        match exec::block_on(cache.next_event()) {
+            Ok(event) => {
+                if events.blocking_send(event).is_err() {
+                    return;
+                }
+            }
+            Err(CacheError::Busy | CacheError::NoQuorum) => {}
+            Err(e) => fail(&format_args!("ccache: {e}")),
+        }
+    }
+}
+
+/// Gives committed views to ccache, in order.
+fn install(cache: &CacheClient, mut views: mpsc::Receiver<View>) {
+    while let Some(view) = views.blocking_recv() {
+        let epoch = view.epoch;
+        if let Err(e) = exec::block_on(cache.install_view(view)) {
+            fail(&format_args!("ccache refused view {epoch}: {e}"));
+        }
+    }
+}
