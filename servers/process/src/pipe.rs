@@ -10,10 +10,11 @@
 use clustix_ccache::cache::{Cache, Version};
 use clustix_ccache::name::{Name, SHARDS};
 use clustix_ccache::set::Class;
+use clustix_pd::exec;
 use clustix_proto::errno::{self, Errno};
 use clustix_proto::object::{Attempts, Draft, load};
 use clustix_proto::process::{Ends, Pipe, name};
-use std::hash::{BuildHasher, Hasher, RandomState};
+use std::sync::atomic::{AtomicU64, Ordering};
 
 /// Most bytes that one step moves.
 pub const STEP: usize = Pipe::CAPACITY as usize;
@@ -91,6 +92,18 @@ fn chunk(number: u64, position: u64) -> Name {
     name::pipebuf(number, (position / Pipe::CHUNK % Pipe::CHUNKS) as u32)
 }
 
+/// A number that is most likely new. That it is, is settled by the create; no system call is needed
+/// that a sandbox might refuse.
+fn fresh(node: u8) -> u64 {
+    static COUNT: AtomicU64 = AtomicU64::new(0);
+    let count = COUNT.fetch_add(1, Ordering::Relaxed);
+    // splitmix64's finalizer.
+    let mut x = exec::now_ns() ^ u64::from(node) << 56 ^ count.wrapping_mul(0x9e37_79b9_7f4a_7c15);
+    x = (x ^ x >> 30).wrapping_mul(0xbf58_476d_1ce4_e5b9);
+    x = (x ^ x >> 27).wrapping_mul(0x94d0_49bb_1331_11eb);
+    x ^ x >> 31
+}
+
 /// pipe(2): a new pipe with one read end and one write end of this node. Its number.
 pub async fn create<C: Cache>(cache: &C, incarnation: u64) -> Result<u64, Errno> {
     let node = cache.node();
@@ -100,9 +113,8 @@ pub async fn create<C: Cache>(cache: &C, incarnation: u64) -> Result<u64, Errno>
     let mut attempts = Attempts::new();
     loop {
         let shard = cache.local_shard(Class::Process, None).0 % SHARDS;
-        // 48 random bits above the shard's ten; bit 62 marks a FIFO's.
-        let random = RandomState::new().build_hasher().finish() & ((1 << 48) - 1);
-        let number = random * u64::from(SHARDS) + u64::from(shard);
+        // 48 bits above the shard's ten; bit 62 marks a FIFO's.
+        let number = (fresh(node) & ((1 << 48) - 1)) * u64::from(SHARDS) + u64::from(shard);
         let mut d = Draft::once(cache);
         d.store(name::pipe(number), &p)?;
         if d.commit().await? {
