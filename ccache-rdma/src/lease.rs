@@ -49,6 +49,9 @@ struct Renewal {
     done: Slots,
 }
 
+/// Leases that a new member has, beyond the usual one, to send its first renewal.
+const FIRST_BEAT: u64 = 3;
+
 /// This node's lease. Times are `CLOCK_MONOTONIC`, ns.
 #[derive(Debug)]
 pub struct Lease {
@@ -183,7 +186,11 @@ impl Watch {
             }
             self.peers[at] = match before[at] {
                 Some(p) if p.incarnation == incarnation => Some(p),
-                _ => Some(Peer { incarnation, beat: 0, since: now, suspected: false }),
+                _ => {
+                    // It may hear of the view a little later, and is not linked yet.
+                    let since = now + FIRST_BEAT * self.timing.lease_ns;
+                    Some(Peer { incarnation, beat: 0, since, suspected: false })
+                }
             };
         }
     }
@@ -223,7 +230,7 @@ impl Watch {
                 continue;
             }
             if late {
-                p.since = now;
+                p.since = p.since.max(now);
             } else if now.saturating_sub(p.since) > self.timing.lease_ns {
                 p.suspected = true;
                 news.push(Opinion::Suspect(slot as u8, p.incarnation));
@@ -292,12 +299,13 @@ mod tests {
     fn silence_is_suspected_once_and_withdrawn_on_a_beat() {
         let mut w = Watch::new(Timing::default());
         w.install(0, 0, [(0, 1), (1, 7), (2, 1)]);
-        assert_eq!(w.observe(10 * MS, 1, 5), None);
-        assert_eq!(w.tick(250 * MS, 250 * MS), []);
-        assert_eq!(w.tick(251 * MS, 251 * MS), [Opinion::Suspect(2, 1)]);
-        assert_eq!(w.tick(261 * MS, 261 * MS), [Opinion::Suspect(1, 7)]);
-        assert_eq!(w.tick(900 * MS, 900 * MS), []);
-        assert_eq!(w.observe(901 * MS, 1, 6), Some(Opinion::Trust(1, 7)));
+        assert_eq!(w.tick(751 * MS, 751 * MS), [], "they have time for their first");
+        assert_eq!(w.observe(760 * MS, 1, 5), None);
+        assert_eq!(w.tick(1_000 * MS, 1_000 * MS), []);
+        assert_eq!(w.tick(1_001 * MS, 1_001 * MS), [Opinion::Suspect(2, 1)]);
+        assert_eq!(w.tick(1_011 * MS, 1_011 * MS), [Opinion::Suspect(1, 7)]);
+        assert_eq!(w.tick(1_900 * MS, 1_900 * MS), []);
+        assert_eq!(w.observe(1_901 * MS, 1, 6), Some(Opinion::Trust(1, 7)));
         assert_eq!(w.broken(1, 6), None, "another incarnation's connection");
         assert_eq!(w.broken(1, 7), Some(Opinion::Suspect(1, 7)));
     }

@@ -14,7 +14,7 @@ use rustix::net::{
     SendAncillaryMessage, SendFlags, SocketAddrUnix, SocketFlags, SocketType, accept_with, connect,
     recvmsg, sendmsg, socket_with, sockopt,
 };
-use rustix::process::{PidfdFlags, Signal, pidfd_open, pidfd_send_signal};
+use rustix::process::{PidfdFlags, Signal, Uid, getuid, pidfd_open, pidfd_send_signal};
 use std::io::{IoSlice, IoSliceMut};
 use std::mem::MaybeUninit;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
@@ -57,6 +57,8 @@ pub struct Links {
     incarnation: u64,
     listener: Option<OwnedFd>,
     own: Arena,
+    /// The only user whose processes are answered; asked for once, the sandbox allows it no more.
+    owner: Uid,
     halves: Vec<Half>,
     links: Vec<Link>,
 }
@@ -69,7 +71,8 @@ impl Links {
             // Only how waiting is done; a blocking one would stop the node at the first accept.
             let _ = rustix::io::ioctl_fionbio(l, true);
         }
-        Links { slot, incarnation, listener, own, halves: Vec::new(), links: Vec::new() }
+        let owner = getuid();
+        Links { slot, incarnation, listener, own, owner, halves: Vec::new(), links: Vec::new() }
     }
 
     /// Whether handshakes are under way, so that [`Links::poll`] is wanted soon.
@@ -240,7 +243,7 @@ impl Links {
             let flags = SocketFlags::CLOEXEC | SocketFlags::NONBLOCK;
             let Ok(stream) = accept_with(listener, flags) else { return };
             let ours = sockopt::socket_peercred(&stream)
-                .is_ok_and(|c| c.uid == rustix::process::getuid());
+                .is_ok_and(|c| c.uid == self.owner);
             if ours {
                 self.halves.push(Half { stream, to: None, until: now + PATIENCE });
             }

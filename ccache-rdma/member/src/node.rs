@@ -114,11 +114,12 @@ enum Told {
 }
 
 /// Runs a member until its node is evicted or something it needs goes away. `listener` is bound
-/// to [`Config::member_socket`]; `region` is the memory region `raft`; `events` come from the
+/// to [`Config::member_socket`], and only processes of the user `owner` are answered; `region` is the memory region `raft`; `events` come from the
 /// node's ccache, `views` go there, in order, and `evicted` with a view that ends this node.
 pub async fn run(
     config: Config,
     listener: UnixListener,
+    owner: u32,
     region: Region,
     events: mpsc::Receiver<MemberEvent>,
     views: mpsc::Sender<View>,
@@ -145,7 +146,7 @@ pub async fn run(
         .await
         .map_err(|e| Ended::Raft(e.to_string()))?;
     let (tell, told) = mpsc::channel(256);
-    let server = tokio::spawn(serve(listener, raft.clone(), me, state.clone(), tell.clone()));
+    let server = tokio::spawn(serve(listener, owner, raft.clone(), me, state.clone(), tell.clone()));
     let forwarder = tokio::spawn(forward(config.clone(), from_machine, views));
     if pristine
         && let Start::First(first) = &config.start
@@ -191,13 +192,13 @@ async fn forward(
 
 async fn serve(
     listener: UnixListener,
+    owner: u32,
     raft: Raft<TypeConfig>,
     me: u64,
     state: watch::Receiver<State>,
     tell: mpsc::Sender<Told>,
 ) {
     let permits = Arc::new(Semaphore::new(MAX_CONNECTIONS));
-    let owner = rustix::process::getuid().as_raw();
     loop {
         let Ok(permit) = permits.clone().acquire_owned().await else { return };
         let stream = match listener.accept().await {

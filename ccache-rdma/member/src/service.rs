@@ -29,6 +29,8 @@ pub fn main(mut boot: Boot) -> ! {
         Ok(fd) => std::os::unix::net::UnixListener::from(fd),
         Err(e) => fail(&e),
     };
+    // The sandbox does not let it be asked for later.
+    let owner = rustix::process::getuid().as_raw();
     let runtime = match tokio::runtime::Builder::new_current_thread().enable_all().build() {
         Ok(r) => r,
         Err(e) => fail(&e),
@@ -47,7 +49,7 @@ pub fn main(mut boot: Boot) -> ! {
             return Ended::Start(e);
         }
         match tokio::net::UnixListener::from_std(listener) {
-            Ok(listener) => match run(config, listener, region, for_member, views).await {
+            Ok(listener) => match run(config, listener, owner, region, for_member, views).await {
                 Err(e) => e,
                 Ok(never) => match never {},
             },

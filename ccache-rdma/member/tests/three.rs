@@ -65,7 +65,7 @@ impl Node {
                 listener.set_nonblocking(true).unwrap();
                 let listener = tokio::net::UnixListener::from_std(listener).unwrap();
                 tokio::select! {
-                    e = run(c, listener, r, for_member, to_ccache) => Some(e.unwrap_err().to_string()),
+                    e = run(c, listener, rustix::process::getuid().as_raw(), r, for_member, to_ccache) => Some(e.unwrap_err().to_string()),
                     _ = stopped => None,
                 }
             });

@@ -1,0 +1,880 @@
+//! The protection domain `ccache`: the shell around [`Engine`].
+//!
+//! One thread serves the rings of the node's other domains, carries out the engine's actions on
+//! the fabric, keeps the lease, watches the peers and speaks with membership. When nothing is to
+//! be done it sleeps on all bells at once until the next timer.
+
+use crate::arena::Arena;
+use crate::cache::{CacheError, Expect, Version, Waited};
+use crate::engine::{Action, ClientId, Config as EngineConfig, Engine, Event, RequestId};
+use crate::fabric::shm::ShmFabric;
+use crate::fabric::{Address, Fabric, FabricError, FabricEvent, Token, Verb};
+use crate::layout::{RegionId, control};
+use crate::lease::{Lease, Opinion, Timing, Watch};
+use crate::links::{LinkEvent, Links};
+use crate::name::{Name, SHARDS, Shard};
+use crate::request::{
+    DUMP_BYTES, Dumped, MemberEvent, NodeStatus, OK, ObjectInfo, PAGE, Reply, Request, Rights,
+    error_label,
+};
+use crate::set::{self, Durability, SETS};
+use crate::slab::Slab;
+use crate::view::{MAX_NODES, Slots, View};
+use clustix_pd::{Boot, Call, ChannelId, Region, Server, exec, metrics};
+use serde::{Deserialize, Serialize};
+use std::collections::{BTreeMap, HashMap, VecDeque};
+use std::os::fd::OwnedFd;
+use std::sync::atomic::Ordering;
+use std::task::Poll;
+
+/// What the launcher tells ccache: the domain's arguments, as `postcard`.
+#[derive(Clone, PartialEq, Eq, Debug, Serialize, Deserialize)]
+pub struct Config {
+    /// Lease times.
+    pub timing: Timing,
+    /// Memory that the node may use for objects, bytes.
+    pub budget_bytes: u64,
+    /// Whether this slot never had a node before in this cluster's life (rule 6).
+    pub first_incarnation: bool,
+    /// Slots copied per millisecond when lost copies are rebuilt.
+    pub rebuild_rate: u32,
+}
+
+impl Default for Config {
+    fn default() -> Config {
+        Config {
+            timing: Timing::default(),
+            budget_bytes: 2 << 30,
+            first_incarnation: true,
+            rebuild_rate: 64,
+        }
+    }
+}
+
+/// Rights of each role's channel to ccache, for the system description.
+pub mod rights {
+    use super::Rights;
+    use crate::set::Class;
+
+    /// process.
+    pub const PROCESS: Rights = Rights::full(Class::Process).and(Rights::full(Class::System));
+    /// vfs.
+    pub const VFS: Rights = Rights::full(Class::Vfs);
+    /// memory.
+    pub const MEMORY: Rights = Rights::full(Class::Memory);
+    /// console.
+    pub const CONSOLE: Rights = Rights::full(Class::Console);
+    /// init.
+    pub const INIT: Rights = Rights::full(Class::System);
+    /// control.
+    pub const CONTROL: Rights = Rights::CONTROL
+        .and(Rights::full(Class::Vfs))
+        .and(Rights::full(Class::Process))
+        .and(Rights::read(Class::Memory))
+        .and(Rights::full(Class::Console))
+        .and(Rights::full(Class::System));
+    /// posix.
+    pub const POSIX: Rights = Rights::full(Class::Vfs)
+        .and(Rights::full(Class::Process))
+        .and(Rights::full(Class::Memory))
+        .and(Rights::full(Class::Console))
+        .and(Rights::read(Class::System));
+    /// member.
+    pub const MEMBER: Rights = Rights::MEMBER;
+}
+
+/// Exit status of a ccache whose node was evicted.
+pub const EVICTED: i32 = 3;
+
+/// Sockets are looked at, and peers' heartbeats, this often, ns.
+const LOOK: u64 = 10_000_000;
+/// The same while a link is being made, ns.
+const LOOK_SOON: u64 = 1_000_000;
+/// A queued wait that its client does not repeat is forgotten, ns.
+const WAIT_AGE: u64 = 3_000_000_000;
+/// Housekeeping: dead channels, old waits, gauges, ns.
+const SWEEP: u64 = 500_000_000;
+/// Most requests taken before the fabric is looked at again.
+const BATCH: usize = 32;
+/// Most queued waits, events for membership, and posts that wait for one link.
+const MAX_WAITERS: usize = 32_768;
+const MAX_EVENTS: usize = 4_096;
+
+/// A call that the engine has not answered yet.
+struct Pending {
+    call: Call,
+    what: What,
+}
+
+/// What the shell adds to the engine's answer.
+#[derive(Clone, Copy, PartialEq, Eq)]
+enum What {
+    Plain,
+    Wait(u32),
+    Status,
+    /// Of everything: after the engine's last page come the volatile objects.
+    Dump,
+}
+
+struct Waiter {
+    channel: ChannelId,
+    word: u32,
+    since: u64,
+}
+
+/// How far the way to a peer is.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+enum Way {
+    Closed,
+    /// Its arena or its permission is awaited.
+    Opening(u64),
+    Open,
+}
+
+struct Outbox {
+    way: Way,
+    posts: VecDeque<(Token, Vec<Verb>)>,
+    sends: VecDeque<Vec<u8>>,
+}
+
+/// What a ccache runs on.
+pub struct Parts {
+    /// Slot.
+    pub slot: u8,
+    /// Start of the kernel process.
+    pub incarnation: u64,
+    /// Configuration.
+    pub config: Config,
+    /// The node's arena.
+    pub arena: Arena,
+    /// The node's slab of volatile objects, if there is one.
+    pub slab: Option<Slab>,
+    /// Where peers connect (a listening Unix stream socket).
+    pub listener: Option<OwnedFd>,
+    /// The rings.
+    pub server: Server,
+}
+
+/// The shell. See the module.
+pub struct Service {
+    parts: Parts,
+    /// In tests, where badges are 0: what every channel may.
+    everyone: Rights,
+    engine: Engine,
+    fabric: ShmFabric,
+    links: Links,
+    lease: Lease,
+    watch: Watch,
+    view: View,
+    actions: VecDeque<Action>,
+    scratch: Vec<Action>,
+    outboxes: Vec<Outbox>,
+    pending: HashMap<u64, Pending>,
+    waits: HashMap<u64, Waiter>,
+    wait_of: HashMap<(ChannelId, u32), u64>,
+    next_id: u64,
+    channels: Vec<ChannelId>,
+    /// For membership: what it has not taken, its parked call, and who it is.
+    events: VecDeque<MemberEvent>,
+    parked: Option<Call>,
+    member: Option<ChannelId>,
+    suspected: BTreeMap<u8, u64>,
+    rebuilt: Vec<(u8, u64, Vec<u16>)>,
+    had_lease: bool,
+    look_at: u64,
+    sweep_at: u64,
+    ended: Option<String>,
+}
+
+fn fail(why: &dyn std::fmt::Display) -> ! {
+    eprintln!("ccache: {why}");
+    std::process::exit(1)
+}
+
+/// What runs in the domain. Needs the regions `arena-control` and `arena-<class>`, writable and with
+/// their descriptors kept, and `slab`; the descriptor `fabric`; [`Config`] as arguments.
+pub fn main(mut boot: Boot) -> ! {
+    let Ok(config) = postcard::from_bytes::<Config>(&boot.args) else {
+        fail(&"malformed configuration")
+    };
+    let regions: Result<Vec<Region>, _> =
+        RegionId::all().map(|id| boot.region(&id.name())).collect();
+    let arena = match regions.map(|r| r.try_into().ok().and_then(Arena::new)) {
+        Ok(Some(a)) => a,
+        Ok(None) => fail(&"the arena's regions are too short"),
+        Err(e) => fail(&e),
+    };
+    let listener = match boot.descriptor("fabric") {
+        Ok(fd) => fd,
+        Err(e) => fail(&e),
+    };
+    let slab = boot.region("slab").ok().and_then(|r| Slab::new(r).ok());
+    if let Err(e) = boot.enter_sandbox() {
+        fail(&e);
+    }
+    let parts = Parts {
+        slot: boot.node,
+        incarnation: boot.incarnation,
+        config,
+        arena,
+        slab,
+        listener: Some(listener),
+        server: boot.server,
+    };
+    let why = Service::new(parts, Rights::default()).run(|| false);
+    eprintln!("ccache: {why}");
+    std::process::exit(EVICTED)
+}
+
+impl Service {
+    /// A ccache that has not run yet. `everyone` is added to the rights of every badge: nothing,
+    /// but in tests.
+    pub fn new(parts: Parts, everyone: Rights) -> Service {
+        let Parts { slot, incarnation, .. } = parts;
+        let mut parts = parts;
+        let timing = parts.config.timing;
+        let engine = Engine::new(
+            EngineConfig {
+                node: slot,
+                incarnation,
+                first_incarnation: parts.config.first_incarnation,
+                timing,
+                budget_bytes: parts.config.budget_bytes,
+                rebuild_rate: parts.config.rebuild_rate,
+            },
+            parts.arena.clone(),
+        );
+        let links = Links::new(slot, incarnation, parts.listener.take(), parts.arena.clone());
+        let outbox =
+            || Outbox { way: Way::Closed, posts: VecDeque::new(), sends: VecDeque::new() };
+        Service {
+            engine,
+            fabric: ShmFabric::new(slot, incarnation, parts.arena.clone()),
+            links,
+            lease: Lease::new(timing, slot),
+            watch: Watch::new(timing),
+            view: View::default(),
+            actions: VecDeque::new(),
+            scratch: Vec::new(),
+            outboxes: (0..MAX_NODES).map(|_| outbox()).collect(),
+            pending: HashMap::new(),
+            waits: HashMap::new(),
+            wait_of: HashMap::new(),
+            next_id: 1,
+            channels: Vec::new(),
+            events: VecDeque::new(),
+            parked: None,
+            member: None,
+            suspected: BTreeMap::new(),
+            rebuilt: Vec::new(),
+            had_lease: false,
+            look_at: 0,
+            sweep_at: 0,
+            ended: None,
+            everyone,
+            parts,
+        }
+    }
+
+    /// Serves until this node is evicted (the answer says so) or `stop` says true.
+    pub fn run(mut self, stop: impl Fn() -> bool) -> String {
+        loop {
+            let bell = self.fabric.bell().map_or(0, |b| b.load(Ordering::SeqCst));
+            let mut worked = self.serve_rings();
+            worked |= self.turn_fabric();
+            self.timers();
+            worked |= self.turn_fabric();
+            if let Some(why) = self.ended.take() {
+                return why;
+            }
+            if stop() {
+                return "stopped".into();
+            }
+            if !worked {
+                self.sleep(bell);
+            }
+        }
+    }
+
+    fn next_timer(&self) -> u64 {
+        let at = self.look_at.min(self.lease.next()).min(self.sweep_at);
+        self.engine.deadline().map_or(at, |d| d.min(at))
+    }
+
+    /// Sleeps until a ring, the mailbox bell (which was `bell` before the last look) or a timer.
+    fn sleep(&self, bell: u32) {
+        let until = self.next_timer();
+        let mut looked = false;
+        exec::block_on(std::future::poll_fn(|_| {
+            if std::mem::replace(&mut looked, true) {
+                return Poll::Ready(());
+            }
+            self.parts.server.register();
+            if let Some(word) = self.fabric.bell() {
+                exec::register(word, bell);
+            }
+            exec::deadline(until);
+            Poll::Pending
+        }));
+    }
+
+    // -- The engine ---------------------------------------------------------------------------
+
+    fn step(&mut self, event: Event) {
+        let now = exec::now_ns();
+        self.engine.handle(now, event, &mut self.scratch);
+        self.actions.extend(self.scratch.drain(..));
+    }
+
+    /// Carries out actions and hands what comes of them to the engine, until nothing is left.
+    fn turn_fabric(&mut self) -> bool {
+        let mut worked = false;
+        let mut news = Vec::new();
+        loop {
+            while let Some(action) = self.actions.pop_front() {
+                worked = true;
+                self.carry_out(action);
+            }
+            self.flush();
+            self.fabric.poll(exec::now_ns(), &mut news);
+            if news.is_empty() && self.actions.is_empty() {
+                return worked;
+            }
+            for event in news.drain(..) {
+                worked = true;
+                self.fabric_event(event);
+            }
+        }
+    }
+
+    fn fabric_event(&mut self, event: FabricEvent) {
+        match event {
+            FabricEvent::Completed { peer, token, result } => {
+                if token.0 & Token::SHELL != 0 {
+                    if result.is_ok()
+                        && let Some(until) = self.lease.completed(peer, token.0 & !Token::SHELL)
+                    {
+                        self.renewed(until);
+                    }
+                } else {
+                    self.step(Event::Completed { peer, token, result });
+                }
+            }
+            FabricEvent::Message { from, bytes } => {
+                metrics::add("clustix_fabric_messages_total", 1);
+                self.step(Event::Message { from, bytes });
+            }
+            FabricEvent::Revoked { peer } => self.step(Event::Revoked { peer }),
+            FabricEvent::Stuck { peer } => {
+                eprintln!("ccache: node {peer} was evicted and does not leave: its ccache is killed");
+                self.links.kill(peer);
+                self.look_at = 0;
+            }
+        }
+    }
+
+    fn carry_out(&mut self, action: Action) {
+        match action {
+            Action::Post { peer, token, chain } => {
+                metrics::add("clustix_fabric_verbs_total", chain.len() as u64);
+                match self.outboxes.get_mut(usize::from(peer)) {
+                    Some(o) if peer != self.parts.slot && matches!(o.way, Way::Opening(_)) => {
+                        o.posts.push_back((token, chain));
+                    }
+                    _ => self.fabric.post(peer, token, &chain),
+                }
+            }
+            Action::Send { peer, bytes } => {
+                if let Some(o) = self.outboxes.get_mut(usize::from(peer)) {
+                    // To a peer without a way nothing can be said; its view will end.
+                    if o.way != Way::Closed {
+                        o.sends.push_back(bytes);
+                    }
+                }
+            }
+            Action::Reply { id, reply } => self.reply(id, reply),
+            Action::Changed { id } => {
+                if let Some(w) = self.waits.remove(&id.0) {
+                    self.wait_of.remove(&(w.channel, w.word));
+                    self.parts.server.signal(w.channel, w.word);
+                }
+            }
+            Action::Revoke { peer } => {
+                self.fabric.revoke(exec::now_ns(), peer);
+                if let Some(o) = self.outboxes.get_mut(usize::from(peer)) {
+                    o.way = Way::Closed;
+                    o.sends.clear();
+                    // The fabric answers each with an error.
+                    for (token, chain) in o.posts.drain(..) {
+                        self.fabric.post(peer, token, &chain);
+                    }
+                }
+            }
+            Action::Connect { peer, incarnation } => {
+                if let Some(o) = self.outboxes.get_mut(usize::from(peer)) {
+                    o.way = Way::Opening(incarnation);
+                    self.fabric.admit(peer, incarnation);
+                    self.look_at = 0;
+                }
+            }
+            Action::Rebuilt { slot, epoch, shards } => {
+                self.rebuilt.push((slot, epoch, shards.clone()));
+                self.tell(MemberEvent::Rebuilt { slot, epoch, shards });
+            }
+        }
+    }
+
+    /// Sends what can be sent.
+    fn flush(&mut self) {
+        let mut connected = Vec::new();
+        for (peer, o) in self.outboxes.iter_mut().enumerate() {
+            let peer = peer as u8;
+            if let Way::Opening(incarnation) = o.way
+                && let Some(arena) = self.links.arena(peer, incarnation)
+            {
+                if !self.fabric.connected(peer) {
+                    self.fabric.connect(peer, arena.clone());
+                }
+                // Its gate opens when the peer has the view too.
+                let key = self.parts.incarnation.wrapping_add(1);
+                if arena.control(control::gate(self.parts.slot)) == key {
+                    o.way = Way::Open;
+                    connected.push((peer, incarnation));
+                    for (token, chain) in o.posts.drain(..) {
+                        self.fabric.post(peer, token, &chain);
+                    }
+                }
+            }
+            while o.way == Way::Open
+                && let Some(bytes) = o.sends.front()
+            {
+                match self.fabric.send(peer, bytes) {
+                    Err(FabricError::Busy) => break,
+                    // Unreachable: it has revoked this node or is gone, and will be evicted or
+                    // has evicted this node.
+                    Ok(()) | Err(_) => drop(o.sends.pop_front()),
+                }
+            }
+        }
+        for (peer, incarnation) in connected {
+            self.step(Event::Connected { peer, incarnation });
+        }
+    }
+
+    fn waiting_for_room(&self) -> bool {
+        self.outboxes.iter().any(|o| {
+            matches!(o.way, Way::Opening(_)) || o.way == Way::Open && !o.sends.is_empty()
+        })
+    }
+
+    // -- Timers -------------------------------------------------------------------------------
+
+    fn timers(&mut self) {
+        let now = exec::now_ns();
+        if now >= self.lease.next() {
+            self.renew(now);
+        }
+        let valid = self.lease.valid(now);
+        if self.had_lease && !valid {
+            eprintln!("ccache: the lease of node {} has run out", self.parts.slot);
+            self.tell(MemberEvent::LeaseLost);
+        }
+        self.had_lease = valid;
+        if now >= self.look_at {
+            self.look(now);
+        }
+        if self.engine.deadline().is_some_and(|at| now >= at) {
+            self.step(Event::Tick);
+        }
+        if now >= self.sweep_at {
+            self.sweep_at = now + SWEEP;
+            self.sweep(now);
+        }
+    }
+
+    fn renew(&mut self, now: u64) {
+        let before = self.lease.end();
+        let Some((number, peers)) = self.lease.send(now) else { return };
+        let at = Address {
+            region: RegionId::Control,
+            offset: control::heartbeat(self.parts.slot),
+        };
+        for peer in peers.iter() {
+            if self.fabric.connected(peer) {
+                let verb = Verb::WriteWord { at, word: number };
+                self.fabric.post(peer, Token(Token::SHELL | number), &[verb]);
+            }
+        }
+        if self.lease.end() > before {
+            self.renewed(self.lease.end());
+        }
+    }
+
+    fn renewed(&mut self, until: u64) {
+        self.parts.arena.set_control(control::LEASE, until);
+        self.had_lease = true;
+        self.step(Event::Lease { until });
+    }
+
+    /// Looks at the sockets and at the peers' heartbeats.
+    fn look(&mut self, now: u64) {
+        let due = self.look_at;
+        let mut news = Vec::new();
+        self.links.poll(now, &mut news);
+        let mut opinions = Vec::new();
+        for event in news {
+            match event {
+                LinkEvent::Up(..) => {}
+                LinkEvent::Broken(slot, incarnation) => {
+                    let way = self.outboxes.get(usize::from(slot)).map(|o| o.way);
+                    let next = matches!(way, Some(Way::Opening(i)) if i != incarnation);
+                    if !next {
+                        self.fabric.dead(slot);
+                    }
+                    opinions.extend(self.watch.broken(slot, incarnation));
+                }
+            }
+        }
+        for m in &self.view.members {
+            let way = self.outboxes.get(usize::from(m.slot)).map(|o| o.way);
+            if way == Some(Way::Opening(m.incarnation)) {
+                self.links.dial(now, m.slot, m.incarnation, &m.path);
+            }
+        }
+        for slot in self.watch.slots().iter() {
+            let beat = self.parts.arena.control(control::heartbeat(slot));
+            opinions.extend(self.watch.observe(now, slot, beat));
+        }
+        // A look that was asked for (due 0) is never late.
+        opinions.extend(self.watch.tick(now, if due == 0 { now } else { due }));
+        for o in opinions {
+            match o {
+                Opinion::Suspect(slot, incarnation) => {
+                    eprintln!(
+                        "ccache: node {slot} (incarnation {incarnation}) is suspected to be dead"
+                    );
+                    self.suspected.insert(slot, incarnation);
+                    self.tell(MemberEvent::Suspect { slot, incarnation });
+                }
+                Opinion::Trust(slot, incarnation) => {
+                    self.suspected.remove(&slot);
+                    self.tell(MemberEvent::Trust { slot, incarnation });
+                }
+            }
+        }
+        let soon = self.links.busy() || self.waiting_for_room();
+        self.look_at = now + if soon { LOOK_SOON } else { LOOK };
+    }
+
+    fn sweep(&mut self, now: u64) {
+        let live = self.parts.server.channels();
+        for channel in std::mem::replace(&mut self.channels, live.clone()) {
+            if !live.contains(&channel) {
+                self.pending.retain(|_, p| p.call.channel != channel);
+                self.step(Event::ClientGone { client: ClientId(channel.0) });
+            }
+        }
+        let old: Vec<u64> = self
+            .waits
+            .iter()
+            .filter(|(_, w)| {
+                now.saturating_sub(w.since) > WAIT_AGE || !live.contains(&w.channel)
+            })
+            .map(|(id, _)| *id)
+            .collect();
+        for id in old {
+            self.forget_wait(id);
+        }
+        metrics::set("clustix_view_epoch", self.view.epoch);
+        metrics::set("clustix_view_members", self.view.members.len() as u64);
+        metrics::set("clustix_lease_valid", u64::from(self.lease.valid(now)));
+        metrics::set("clustix_shards_rebuilding", u64::from(self.view.survival().rebuilding));
+        metrics::set("clustix_requests_pending", self.pending.len() as u64);
+        metrics::set("clustix_waiters", self.waits.len() as u64);
+    }
+
+    // -- Membership ---------------------------------------------------------------------------
+
+    fn tell(&mut self, event: MemberEvent) {
+        match self.parked.take() {
+            Some(call) if self.events.is_empty() => respond(call, Ok(Reply::Event(event))),
+            parked => {
+                self.parked = parked;
+                if self.events.len() >= MAX_EVENTS {
+                    // Nobody takes them: a new member is told everything that still counts.
+                    self.events.clear();
+                    self.member = None;
+                }
+                self.events.push_back(event);
+            }
+        }
+    }
+
+    fn next_event(&mut self, call: Call) {
+        if self.member != Some(call.channel) {
+            // A new member process knows nothing of what the one before was told.
+            self.member = Some(call.channel);
+            self.events.clear();
+            for (slot, incarnation) in self.suspected.clone() {
+                self.events.push_back(MemberEvent::Suspect { slot, incarnation });
+            }
+            for (slot, epoch, shards) in self.rebuilt.clone() {
+                self.events.push_back(MemberEvent::Rebuilt { slot, epoch, shards });
+            }
+        }
+        match self.events.pop_front() {
+            Some(event) => respond(call, Ok(Reply::Event(event))),
+            None => self.parked = Some(call),
+        }
+    }
+
+    fn install(&mut self, view: View) {
+        if view.epoch <= self.view.epoch {
+            return;
+        }
+        let Parts { slot, incarnation, .. } = self.parts;
+        let epoch = view.epoch;
+        let within = view.member(slot).is_some_and(|m| m.incarnation == incarnation);
+        if !within {
+            self.ended = Some(format!(
+                "node {slot} (incarnation {incarnation}) was evicted: view {epoch} is without it"
+            ));
+            return;
+        }
+        let members: Vec<(u8, u64)> =
+            view.members.iter().map(|m| (m.slot, m.incarnation)).collect();
+        eprintln!("ccache: view {epoch}: {members:?}, {:?}", view.survival());
+        let now = exec::now_ns();
+        self.view = view.clone();
+        self.lease.install(view.slots());
+        self.watch.install(now, slot, members.iter().copied());
+        self.suspected.retain(|s, i| members.contains(&(*s, *i)));
+        self.rebuilt.retain(|(s, _, shards)| {
+            shards.iter().any(|x| {
+                view.shards.get(usize::from(*x)).is_some_and(|r| r.rebuilding.contains(*s))
+            })
+        });
+        for s in (0..SHARDS).map(Shard) {
+            let primary = view.primary(s).map_or(0, |p| u64::from(p) + 1);
+            self.parts.arena.set_control(control::primary(s), primary);
+        }
+        self.step(Event::View(view));
+        self.renew(now);
+        self.look_at = 0;
+    }
+
+    // -- Rings --------------------------------------------------------------------------------
+
+    fn serve_rings(&mut self) -> bool {
+        for i in 0..BATCH {
+            let Some(call) = self.parts.server.try_receive() else { return i > 0 };
+            let rights = Rights(call.badge).and(self.everyone);
+            let request = Request::decode(call.label, &call.request)
+                .and_then(|r| r.check(rights).map(|()| r));
+            match request {
+                Ok(request) => self.request(call, request),
+                Err(e) => respond(call, Err(e)),
+            }
+        }
+        true
+    }
+
+    fn request(&mut self, call: Call, request: Request) {
+        let what = match &request {
+            Request::NextEvent => return self.next_event(call),
+            Request::InstallView(_) => {
+                if let Request::InstallView(view) = request {
+                    self.install(view);
+                }
+                return respond(call, Ok(Reply::Done));
+            }
+            Request::Wait { word, .. } => {
+                if let Some(old) = self.wait_of.get(&(call.channel, *word)).copied() {
+                    self.forget_wait(old);
+                }
+                if self.waits.len() >= MAX_WAITERS {
+                    return respond(call, Err(CacheError::Busy));
+                }
+                What::Wait(*word)
+            }
+            Request::Status => What::Status,
+            Request::Dump { everything: true, .. } => What::Dump,
+            _ => What::Plain,
+        };
+        match volatile(self.parts.slab.as_ref(), self.parts.slot, &request) {
+            Some(reply) => respond(call, reply),
+            None => {
+                let (id, client) = (RequestId(self.next_id), ClientId(call.channel.0));
+                self.next_id += 1;
+                self.pending.insert(id.0, Pending { call, what });
+                let request = match request {
+                    // The engine's share of it.
+                    Request::Restore(mut objects) => {
+                        objects.retain(|o| !is_volatile(o.name));
+                        Request::Restore(objects)
+                    }
+                    r => r,
+                };
+                self.step(Event::Request { id, client, request });
+            }
+        }
+    }
+
+    fn forget_wait(&mut self, id: u64) {
+        if let Some(w) = self.waits.remove(&id) {
+            self.wait_of.remove(&(w.channel, w.word));
+            self.step(Event::Cancel { id: RequestId(id) });
+        }
+    }
+
+    fn reply(&mut self, id: RequestId, reply: Result<Reply, CacheError>) {
+        let Some(Pending { call, what }) = self.pending.remove(&id.0) else { return };
+        let reply = match (what, reply) {
+            (What::Wait(word), Ok(Reply::Waited(None))) => {
+                let now = exec::now_ns();
+                self.waits.insert(id.0, Waiter { channel: call.channel, word, since: now });
+                self.wait_of.insert((call.channel, word), id.0);
+                Ok(Reply::Waited(None))
+            }
+            (What::Wait(_), Ok(_)) => Ok(Reply::Waited(Some(Waited::Changed))),
+            (What::Status, Ok(Reply::Status(s))) => Ok(Reply::Status(Box::new(self.status(*s)))),
+            (What::Dump, Ok(Reply::Dumped(d))) if d.is_empty() => {
+                dump_volatile(self.parts.slab.as_ref(), None).map(Reply::Dumped)
+            }
+            (_, r) => r,
+        };
+        respond(call, reply);
+    }
+
+    /// What the engine says of this node, and what only the shell knows.
+    fn status(&self, s: NodeStatus) -> NodeStatus {
+        NodeStatus {
+            node: self.parts.slot,
+            incarnation: self.parts.incarnation,
+            epoch: self.view.epoch,
+            members: self.view.members.iter().map(|m| (m.slot, m.incarnation)).collect(),
+            lease: self.lease.valid(exec::now_ns()),
+            survival: self.view.survival(),
+            budget_bytes: self.parts.config.budget_bytes,
+            ..s
+        }
+    }
+}
+
+fn respond(call: Call, reply: Result<Reply, CacheError>) {
+    match reply {
+        Ok(r) => {
+            let mut bytes = Vec::new();
+            r.encode(&mut bytes);
+            call.reply(OK, &bytes);
+        }
+        Err(e) => call.reply(error_label(e), &[]),
+    }
+}
+
+fn is_volatile(name: Name) -> bool {
+    set::descriptor(name.set()).is_some_and(|d| d.durability == Durability::Volatile)
+}
+
+/// Answers what concerns volatile objects from the slab; `None`: the engine's.
+fn volatile(
+    slab: Option<&Slab>,
+    slot: u8,
+    request: &Request,
+) -> Option<Result<Reply, CacheError>> {
+    let slab = || slab.ok_or(CacheError::Invalid);
+    let of_set = |set: u16| {
+        set::descriptor(set).is_some_and(|d| d.durability == Durability::Volatile)
+    };
+    match request {
+        Request::Get { name } if is_volatile(*name) => {
+            let mut data = Vec::new();
+            Some(slab().and_then(|s| s.get(*name, &mut data)).map(|v| Reply::Object(v, data)))
+        }
+        // Only the domain that has the slab writes it.
+        Request::Transact(t)
+            if t.writes.iter().map(|w| w.name).chain(t.reads.iter().map(|r| r.0)).any(is_volatile) =>
+        {
+            Some(Err(CacheError::Denied))
+        }
+        Request::Grab { name } | Request::Release { name } if is_volatile(*name) => {
+            Some(Err(CacheError::Invalid))
+        }
+        Request::List { set, after } if of_set(*set) => {
+            Some(slab().and_then(|s| s.list(*set, *after, PAGE)).map(Reply::Names))
+        }
+        Request::Objects { set: Some(set), after } if of_set(*set) => {
+            Some(slab().and_then(|s| objects(s, slot, *set, *after)).map(Reply::Objects))
+        }
+        Request::Dump { everything: true, after: Some(after) } if is_volatile(*after) => {
+            Some(slab().and_then(|s| dump_volatile(Some(s), Some(*after))).map(Reply::Dumped))
+        }
+        Request::Restore(objects) if objects.iter().any(|o| is_volatile(o.name)) => {
+            let put = |o: &Dumped| -> Result<(), CacheError> {
+                let expect = Expect::Version(Version::ABSENT);
+                match slab()?.put(o.name, expect, Some(&o.data)) {
+                    Ok(_) | Err(CacheError::Conflict) => Ok(()),
+                    Err(e) => Err(e),
+                }
+            };
+            match objects.iter().filter(|o| is_volatile(o.name)).try_for_each(put) {
+                // The rest, if any, is the engine's.
+                Ok(()) if objects.iter().all(|o| is_volatile(o.name)) => Some(Ok(Reply::Done)),
+                Ok(()) => None,
+                Err(e) => Some(Err(e)),
+            }
+        }
+        _ => None,
+    }
+}
+
+fn objects(
+    slab: &Slab,
+    slot: u8,
+    set: u16,
+    after: Option<Name>,
+) -> Result<Vec<ObjectInfo>, CacheError> {
+    let mut data = Vec::new();
+    let mut page = Vec::new();
+    for (name, _) in slab.list(set, after, PAGE)? {
+        let version = slab.get(name, &mut data)?;
+        if version.exists() {
+            page.push(ObjectInfo {
+                name,
+                version,
+                len: data.len() as u32,
+                holder: Some(slot),
+                sharers: Slots::NONE,
+                replicas: vec![slot],
+            });
+        }
+    }
+    Ok(page)
+}
+
+/// One page of the volatile objects after `after`, in the order of their names.
+fn dump_volatile(slab: Option<&Slab>, after: Option<Name>) -> Result<Vec<Dumped>, CacheError> {
+    let Some(slab) = slab else { return Ok(Vec::new()) };
+    let mut sets: Vec<u16> =
+        SETS.iter().filter(|d| d.durability == Durability::Volatile).map(|d| d.id).collect();
+    sets.sort_unstable();
+    let mut page = Vec::new();
+    let mut bytes = 0;
+    for set in sets.into_iter().filter(|s| after.is_none_or(|a| *s >= a.set())) {
+        for (name, _) in slab.list(set, after.filter(|a| a.set() == set), PAGE)? {
+            let mut data = Vec::new();
+            let version = slab.get(name, &mut data)?;
+            if version.exists() {
+                bytes += data.len();
+                page.push(Dumped { name, version, data });
+            }
+            if bytes >= DUMP_BYTES {
+                return Ok(page);
+            }
+        }
+        if !page.is_empty() {
+            return Ok(page);
+        }
+    }
+    Ok(page)
+}
