@@ -7,6 +7,7 @@
 //! | 0 | bell: bit *s* is set by the client when slot *s* holds a new request, all are taken by the server |
 //! | 4 | non-zero while the server may sleep on the bell |
 //! | 8 | bells rung since the channel was made (64 bits): its *wake-ups* |
+//! | 16 | non-zero once the channel is revoked |
 //! | 4096 | 32 slots of 64 bytes: state, "client sleeps", label, length |
 //! | 8192 | 4096 wait words |
 //! | 32768 | 32 windows, each `window` bytes: the request, then in its place the reply |
@@ -48,6 +49,7 @@ const SLOT_WAIT_NS: u64 = 5_000_000_000;
 const AT_BELL: usize = 0;
 const AT_SERVER_SLEEPS: usize = 4;
 const AT_WAKEUPS: usize = 8;
+const AT_REVOKED: usize = 16;
 const AT_SLOTS: usize = 4096;
 const SLOT_LEN: usize = 64;
 const AT_WAIT_WORDS: usize = 8192;
@@ -124,6 +126,10 @@ impl Channel {
 
     fn wakeups(&self) -> &AtomicU64 {
         self.mapping.word64(AT_WAKEUPS).expect("inside the channel")
+    }
+
+    fn revoked(&self) -> bool {
+        self.word(AT_REVOKED).load(Ordering::SeqCst) != 0
     }
 
     fn slot(&self, index: usize) -> Slot<'_> {
@@ -240,6 +246,9 @@ impl Client {
         if request.len() > channel.window {
             return Err(CallError::TooLarge);
         }
+        if channel.revoked() {
+            return Err(CallError::Revoked);
+        }
         let index = inner.claim().await?;
         let slot = channel.slot(index);
         let mut held = Held { inner, index, done: false };
@@ -249,7 +258,12 @@ impl Client {
         slot.label.store(label, Ordering::Relaxed);
         slot.length.store(request.len() as u32, Ordering::Relaxed);
         slot.client_sleeps.store(0, Ordering::Relaxed);
-        slot.state.store(REQUEST, Ordering::Release);
+        slot.state.store(REQUEST, Ordering::SeqCst);
+        // Whoever revokes says so first and then ends the requests that stand, so one of the two
+        // sees the other.
+        if channel.revoked() {
+            return Err(CallError::Revoked);
+        }
         inner.ring(index);
         let state = std::future::poll_fn(|_| {
             let state = slot.state.load(Ordering::Acquire);
@@ -489,8 +503,12 @@ pub fn mark_gone(channel: &Mapping) {
     }
 }
 
-/// Answers [`CallError::Gone`] to every call under way: the channel will have no server again.
+/// Ends the channel for good: every call under way is answered [`CallError::Gone`], every further
+/// one [`CallError::Revoked`].
 pub fn mark_revoked(channel: &Mapping) {
+    if let Some(word) = channel.word32(AT_REVOKED) {
+        word.store(1, Ordering::SeqCst);
+    }
     mark_gone(channel);
     for i in 0..SLOTS {
         let Some(state) = channel.word32(AT_SLOTS + i * SLOT_LEN) else { return };

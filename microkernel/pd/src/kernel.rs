@@ -23,6 +23,18 @@ pub const STUB_WINDOW: usize = 128 * 1024;
 /// Byte offset in a stub's window of the 64-bit count of request bells it rang.
 pub const STUB_WAKEUPS_AT: usize = 0x10;
 
+/// Descriptor of a stub's kernel socket.
+pub const STUB_SOCKET_FD: i32 = 3;
+/// Descriptor of a stub's window when it starts.
+pub const STUB_WINDOW_FD: i32 = 4;
+/// Tag (the first of a packet's four bytes, little-endian) of the message that brings a forking
+/// stub its child's window and kernel socket, in this order.
+pub const STUB_TAG_FORK: u32 = 1;
+/// Tag of the message that brings a stub a memory region.
+pub const STUB_TAG_REGION: u32 = 2;
+/// The preemption signal.
+pub const STUB_PREEMPT_SIGNAL: i32 = 63;
+
 /// Name, among the capabilities a domain starts with, of the one for making stubs.
 pub const CAP_STUBS: &str = "stubs";
 /// Of the one for making regions.
