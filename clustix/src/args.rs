@@ -1,0 +1,462 @@
+//! The command line, as clap sees it. Long help teaches by example.
+
+use clap::{Args, Parser, Subcommand};
+use std::path::PathBuf;
+
+/// Runs several nodes as one Unix computer that survives losing any of them.
+#[derive(Parser, Debug)]
+#[command(
+    name = "clustix",
+    version,
+    about = "Runs several nodes as one Unix computer that survives losing any of them",
+    long_about = "Clustix runs several nodes as one Unix computer that survives losing any of them.\n\n\
+        Every node is a tree of sandboxed processes on this machine. Unmodified static Linux x86-64 \
+        programs run on any node and see one file tree, one set of PIDs. Everything they write is \
+        kept in the memory of several nodes, so a node can be killed without losing a file.\n\n\
+        A first session:\n\n  \
+          clustix up --nodes 3                      start a cluster of three nodes\n  \
+          clustix import /bin/busybox /bin/busybox  bring a program in\n  \
+          clustix run -- sh -c 'echo hi > /a'       run it, on any node\n  \
+          clustix run --node 2 -- cat /a            the same file, from another node\n  \
+          clustix kill-node 0                       SIGKILL one node\n  \
+          clustix run -- cat /a                     the file is still there\n  \
+          clustix start-node 0                      the node rejoins\n  \
+          clustix down                              stop; files are kept for the next `up`",
+    after_help = "State is kept in $CLUSTIX_STATE, else $XDG_STATE_HOME/clustix, else \
+        ~/.local/state/clustix, one folder per cluster. Every command exits 0 on success, 1 on failure \
+        and 2 for a wrong command line; `run` exits as its program did.",
+    subcommand_required = true,
+    arg_required_else_help = true
+)]
+pub struct Cli {
+    /// Which cluster, where there are several: 1 to 32 of A-Z a-z 0-9 - _
+    #[arg(long, global = true, default_value = "default", value_name = "CLUSTER")]
+    pub name: String,
+    /// What to do.
+    #[command(subcommand)]
+    pub command: Command,
+}
+
+/// What to do.
+#[derive(Subcommand, Debug)]
+pub enum Command {
+    /// Start a cluster; returns once it serves
+    #[command(
+        long_about = "Starts a cluster of N nodes on this machine and returns once it serves.\n\n\
+        If the last `down` left a snapshot, its files are restored. If anything fails, or you interrupt \
+        it, everything it started is stopped again.\n\n\
+        Examples:\n  \
+          clustix up --nodes 3\n  \
+          clustix up --nodes 3 --name test --memory 512M\n  \
+          clustix up --nodes 3 --fresh      start empty; the snapshot is discarded"
+    )]
+    Up(Up),
+    /// Stop the cluster; its files are kept for the next `up`
+    #[command(
+        long_about = "Stops the cluster. Programs get SIGTERM, and SIGKILL 5 seconds later; those \
+        that were running are listed. Then files are written to a checksummed snapshot, which the next \
+        `up` restores. No process is left, and no file but the snapshot and cluster.json.\n\n\
+        Examples:\n  clustix down\n  clustix down --discard   don't write a snapshot: files are lost"
+    )]
+    Down(Down),
+    /// List the nodes
+    Nodes(Listing),
+    /// Say whether a node can be lost now, and what is being rebuilt
+    #[command(
+        long_about = "Says whether a node can be lost now without losing anything, and what is \
+        being rebuilt. Exit status 0 if a node can be lost, 3 if not."
+    )]
+    Status(Listing),
+    /// Run a program in the cluster
+    #[command(
+        long_about = "Runs a program in the cluster, connected to this terminal or pipe as a local \
+        command is: stdin, stdout, stderr, Ctrl-C, exit status (128+N if signal N ended it; 137 and \
+        \"lost with node K\" if its node died).\n\nIf this command is killed or its terminal \
+        closes, the program gets SIGHUP.\n\n\
+        The program is a file of the cluster (see `clustix import`), looked up in PATH \
+        (/bin:/usr/bin:/sbin:/usr/sbin) unless it has a slash.\n\n\
+        Examples:\n  \
+          clustix run -- sh -c 'echo hi > /a; cat /a'\n  \
+          clustix run --node 2 -- cat /a\n  \
+          seq 5 | clustix run -- sort -r > sorted\n  \
+          clustix run -it -- sh              an interactive shell on a terminal\n  \
+          clustix run --detach -- sleep 100  prints the PID and returns\n  \
+          clustix run --env LANG=C --cwd /tmp --user 1000:1000 -- id"
+    )]
+    Run(Run),
+    /// List the programs that run in the cluster
+    Ps(Listing),
+    /// Send a signal to a program (default TERM)
+    #[command(
+        long_about = "Sends a signal to a process of the cluster; a negative PID stands for a process \
+        group.\n\nExamples:\n  clustix kill 1025\n  clustix kill -9 1025\n  clustix kill -HUP 1025\n  \
+        clustix kill -INT -- -1025"
+    )]
+    Kill(Kill),
+    /// Copy a file or tree of this machine into the cluster
+    #[command(
+        long_about = "Copies a file or a tree of this machine into the cluster: owners, modes, times, \
+        symbolic and hard links are kept. CLUSTERPATH is the name the copy gets; missing parent \
+        directories are made. Files that exist are replaced. Devices, sockets and FIFOs are skipped \
+        with a warning.\n\n\
+        Examples:\n  clustix import /bin/busybox /bin/busybox\n  clustix import ./data /srv/data"
+    )]
+    Import(Import),
+    /// Copy a file or tree of the cluster out to this machine
+    #[command(
+        long_about = "Copies a file or a tree of the cluster to this machine: modes, times, symbolic \
+        and hard links are kept; owners too if you are root. HOSTPATH is the name the copy gets.\n\n\
+        Examples:\n  clustix export /srv/data ./data-back\n  clustix export /a ./a"
+    )]
+    Export(Export),
+    /// List the objects of the cluster-cache
+    #[command(
+        long_about = "Lists the objects of the cluster-cache: set, key, size, version, holder, sharers \
+        and replicas.\n\nExamples:\n  clustix objects\n  clustix objects --set inode\n  \
+        clustix objects --set page --limit 20 --json"
+    )]
+    Objects(Objects),
+    /// List the protection domains of every node
+    Pds(Listing),
+    /// Kill a node's whole process tree with SIGKILL
+    #[command(
+        long_about = "Kills a node's whole process tree with SIGKILL, as a crash would: nothing is \
+        announced to the other nodes. `clustix start-node K` brings it back."
+    )]
+    KillNode(Node),
+    /// Start a node that is down; it joins the cluster again, empty
+    StartNode(Node),
+    /// Print the nodes' logs
+    Logs(Logs),
+    /// Print counters as Prometheus text
+    Metrics(Metrics),
+    /// The microkernel of one node (started by `up` and `start-node`)
+    #[command(hide = true)]
+    Node(NodeProcess),
+    /// One protection domain (started by the microkernel)
+    #[command(hide = true)]
+    Pd(PdProcess),
+}
+
+/// `clustix up`.
+#[derive(Args, Debug)]
+pub struct Up {
+    /// Number of nodes, 1 to 16. With 3 or more, one can be lost at any time
+    #[arg(long, value_name = "N", value_parser = clap::value_parser!(u8).range(1..=16))]
+    pub nodes: u8,
+    /// Memory budget of each node, such as 512M or 2G (default: a quarter of this machine's memory,
+    /// divided by the number of nodes)
+    #[arg(long, value_name = "SIZE", value_parser = size)]
+    pub memory: Option<u64>,
+    /// Start empty, and discard what the last `down` kept
+    #[arg(long)]
+    pub fresh: bool,
+}
+
+/// `clustix down`.
+#[derive(Args, Debug)]
+pub struct Down {
+    /// Don't write a snapshot: everything in the cluster is lost
+    #[arg(long)]
+    pub discard: bool,
+    /// Print the programs that were ended as JSON
+    #[arg(long)]
+    pub json: bool,
+}
+
+/// A command that lists.
+#[derive(Args, Debug)]
+pub struct Listing {
+    /// Print JSON
+    #[arg(long)]
+    pub json: bool,
+}
+
+/// `clustix run`.
+#[derive(Args, Debug)]
+pub struct Run {
+    /// Node to run on (default: any live one)
+    #[arg(long, value_name = "K")]
+    pub node: Option<u8>,
+    /// Keep standard input open even without a terminal (it always is; accepted for habit's sake)
+    #[arg(short = 'i')]
+    pub interactive: bool,
+    /// Give the program a terminal
+    #[arg(short = 't')]
+    pub tty: bool,
+    /// Print the program's PID and return; its descriptors 0, 1 and 2 are /dev/null
+    #[arg(long, conflicts_with_all = ["tty", "interactive"])]
+    pub detach: bool,
+    /// Set a variable (NAME=VALUE), or pass this shell's on (NAME); may be repeated
+    #[arg(long, value_name = "NAME[=VALUE]")]
+    pub env: Vec<String>,
+    /// Working directory in the cluster
+    #[arg(long, value_name = "DIR", default_value = "/")]
+    pub cwd: String,
+    /// User and group, by number
+    #[arg(long, value_name = "UID[:GID]", default_value = "0:0", value_parser = user)]
+    pub user: (u32, u32),
+    /// Program and its arguments
+    #[arg(last = true, required = true, value_name = "CMD")]
+    pub command: Vec<std::ffi::OsString>,
+}
+
+/// `clustix kill`.
+#[derive(Args, Debug)]
+pub struct Kill {
+    /// [-SIG] PID: a signal by name or number, then the process
+    #[arg(required = true, num_args = 1..=3, allow_hyphen_values = true, value_name = "[-SIG] PID")]
+    pub words: Vec<String>,
+}
+
+/// `clustix import`.
+#[derive(Args, Debug)]
+pub struct Import {
+    /// File or directory of this machine
+    pub host: PathBuf,
+    /// Absolute path in the cluster
+    pub cluster: PathBuf,
+}
+
+/// `clustix export`.
+#[derive(Args, Debug)]
+pub struct Export {
+    /// Absolute path in the cluster
+    pub cluster: PathBuf,
+    /// File or directory of this machine; must not exist
+    pub host: PathBuf,
+}
+
+/// `clustix objects`.
+#[derive(Args, Debug)]
+pub struct Objects {
+    /// Only this set, such as inode, page, process
+    #[arg(long, value_name = "SET")]
+    pub set: Option<String>,
+    /// At most so many
+    #[arg(long, value_name = "N")]
+    pub limit: Option<usize>,
+    /// Print JSON
+    #[arg(long)]
+    pub json: bool,
+}
+
+/// A command on one node.
+#[derive(Args, Debug)]
+pub struct Node {
+    /// Node number, from 0
+    #[arg(value_name = "K")]
+    pub node: u8,
+}
+
+/// `clustix logs`.
+#[derive(Args, Debug)]
+pub struct Logs {
+    /// Only this node's
+    #[arg(long, value_name = "K")]
+    pub node: Option<u8>,
+    /// Print JSON
+    #[arg(long)]
+    pub json: bool,
+}
+
+/// `clustix metrics`.
+#[derive(Args, Debug)]
+pub struct Metrics {
+    /// Only this node's
+    #[arg(long, value_name = "K")]
+    pub node: Option<u8>,
+    /// Print JSON
+    #[arg(long)]
+    pub json: bool,
+}
+
+/// `clustix node`.
+#[derive(Args, Debug)]
+pub struct NodeProcess {
+    /// The cluster's state folder.
+    #[arg(long)]
+    pub state: PathBuf,
+    /// Slot.
+    #[arg(long)]
+    pub slot: u8,
+    /// Incarnation, counted by the state folder's cluster.json.
+    #[arg(long)]
+    pub incarnation: u64,
+}
+
+/// `clustix pd`.
+#[derive(Args, Debug)]
+pub struct PdProcess {
+    /// Role, as in the system description.
+    pub role: String,
+}
+
+/// Parses a size: a number with an optional K, M, G or T (powers of 1024).
+pub fn size(text: &str) -> Result<u64, String> {
+    let digits = text.trim_end_matches(|c: char| c.is_ascii_alphabetic());
+    let unit = match text[digits.len()..].to_ascii_uppercase().as_str() {
+        "" | "B" => 1u64,
+        "K" | "KB" | "KIB" => 1 << 10,
+        "M" | "MB" | "MIB" => 1 << 20,
+        "G" | "GB" | "GIB" => 1 << 30,
+        "T" | "TB" | "TIB" => 1 << 40,
+        other => return Err(format!("unknown unit {other:?}; write for example 512M or 2G")),
+    };
+    let number: u64 =
+        digits.parse().map_err(|_| "not a size; write for example 512M or 2G".to_owned())?;
+    let bytes = number.checked_mul(unit).ok_or("too large")?;
+    if bytes < 32 << 20 {
+        return Err("a node needs at least 32M".to_owned());
+    }
+    Ok(bytes)
+}
+
+/// Parses `UID[:GID]`; the group is the user's number if it is not given.
+pub fn user(text: &str) -> Result<(u32, u32), String> {
+    let number = |t: &str| {
+        t.parse::<u32>()
+            .ok()
+            .filter(|n| *n != u32::MAX)
+            .ok_or_else(|| format!("{t:?} is not a number; write for example 1000:1000"))
+    };
+    match text.split_once(':') {
+        Some((u, g)) => Ok((number(u)?, number(g)?)),
+        None => number(text).map(|u| (u, u)),
+    }
+}
+
+const SIGNALS: &[(&str, u8)] = &[
+    ("HUP", 1),
+    ("INT", 2),
+    ("QUIT", 3),
+    ("ILL", 4),
+    ("TRAP", 5),
+    ("ABRT", 6),
+    ("BUS", 7),
+    ("FPE", 8),
+    ("KILL", 9),
+    ("USR1", 10),
+    ("SEGV", 11),
+    ("USR2", 12),
+    ("PIPE", 13),
+    ("ALRM", 14),
+    ("TERM", 15),
+    ("CHLD", 17),
+    ("CONT", 18),
+    ("STOP", 19),
+    ("TSTP", 20),
+    ("TTIN", 21),
+    ("TTOU", 22),
+    ("WINCH", 28),
+];
+
+impl Kill {
+    /// The signal and the target (negative: a process group).
+    ///
+    /// # Errors
+    /// What is wrong with the words, in words.
+    pub fn parse(&self) -> Result<(u8, i64), String> {
+        let mut words: Vec<&str> =
+            self.words.iter().map(String::as_str).filter(|w| *w != "--").collect();
+        let target = words.pop().ok_or("which PID?")?;
+        let target: i64 = target
+            .parse()
+            .ok()
+            .filter(|t: &i64| *t != 0 && t.unsigned_abs() < 1 << 31)
+            .ok_or_else(|| format!("{target:?} is not a PID; `clustix ps` lists them"))?;
+        let signal = match words.as_slice() {
+            [] => 15,
+            [word] => {
+                let name = word.strip_prefix('-').ok_or_else(|| {
+                    format!("{word:?}: one PID at a time; a signal is written as -HUP or -9")
+                })?;
+                let upper = name.to_ascii_uppercase();
+                let upper = upper.strip_prefix("SIG").unwrap_or(&upper);
+                SIGNALS
+                    .iter()
+                    .find(|(n, _)| *n == upper)
+                    .map(|(_, s)| *s)
+                    .or_else(|| upper.parse().ok().filter(|s| *s <= 64))
+                    .ok_or_else(|| {
+                        format!("{word:?} is not a signal; write for example -HUP or -9")
+                    })?
+            }
+            _ => return Err("too many words; write `clustix kill [-SIG] PID`".to_owned()),
+        };
+        Ok((signal, target))
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use clap::CommandFactory;
+
+    fn kill(words: &[&str]) -> Result<(u8, i64), String> {
+        let line = ["clustix", "kill"].iter().chain(words);
+        match Cli::try_parse_from(line).map_err(|e| e.to_string())?.command {
+            Command::Kill(k) => k.parse(),
+            other => panic!("{other:?}"),
+        }
+    }
+
+    #[test]
+    fn the_command_line_is_well_formed() {
+        Cli::command().debug_assert();
+    }
+
+    #[test]
+    fn kill_takes_signals_by_name_and_number() {
+        assert_eq!(kill(&["5"]), Ok((15, 5)));
+        assert_eq!(kill(&["-9", "5"]), Ok((9, 5)));
+        assert_eq!(kill(&["-HUP", "5"]), Ok((1, 5)));
+        assert_eq!(kill(&["-sigterm", "5"]), Ok((15, 5)));
+        assert_eq!(kill(&["-INT", "--", "-5"]), Ok((2, -5)));
+        assert_eq!(kill(&["-0", "5"]), Ok((0, 5)));
+        assert!(kill(&["-NONE", "5"]).is_err());
+        assert!(kill(&["-65", "5"]).is_err());
+        assert!(kill(&["5", "6"]).is_err());
+        assert!(kill(&["0"]).is_err());
+        assert!(kill(&["x"]).is_err());
+        assert!(kill(&[]).is_err());
+    }
+
+    #[test]
+    fn wrong_flags_are_refused() {
+        for line in [
+            &["clustix"][..],
+            &["clustix", "up"],
+            &["clustix", "up", "--nodes", "0"],
+            &["clustix", "up", "--nodes", "17"],
+            &["clustix", "up", "--nodes", "3", "--memory", "1M"],
+            &["clustix", "up", "--nodes", "3", "--memory", "3 apples"],
+            &["clustix", "run"],
+            &["clustix", "run", "--detach", "-t", "--", "sh"],
+            &["clustix", "run", "--user", "root", "--", "sh"],
+            &["clustix", "kill-node"],
+            &["clustix", "nodes", "--xml"],
+            &["clustix", "dance"],
+        ] {
+            assert!(Cli::try_parse_from(line).is_err(), "{line:?}");
+        }
+    }
+
+    #[test]
+    fn run_takes_everything_after_the_dashes() {
+        let cli = Cli::try_parse_from([
+            "clustix", "run", "-it", "--env", "A=b", "--", "sh", "-c", "--help",
+        ]);
+        let Command::Run(run) = cli.unwrap().command else { panic!() };
+        assert!(run.tty && run.interactive);
+        assert_eq!(run.command, ["sh", "-c", "--help"]);
+    }
+
+    #[test]
+    fn sizes() {
+        assert_eq!(size("512M"), Ok(512 << 20));
+        assert_eq!(size("2g"), Ok(2 << 30));
+        assert!(size("99999999999T").is_err());
+        assert!(size("").is_err());
+    }
+}

@@ -1,0 +1,136 @@
+//! `clustix up`.
+
+use super::down;
+use crate::args::Up;
+use crate::interrupt::Interrupts;
+use crate::launch::{self, Nodes};
+use crate::procfs;
+use crate::snapshot;
+use crate::state::{Cluster, Folder, Phase};
+use anyhow::{Context, Result, bail};
+use std::process::ExitCode;
+use std::time::{Duration, Instant};
+
+/// Longest that a cluster may take until it serves.
+const BOUND: Duration = Duration::from_secs(30);
+
+/// Starts a cluster.
+///
+/// # Errors
+/// It is up already; the snapshot is refused; a node does not serve; a signal. Then nothing that was
+/// started runs any more.
+pub fn up(folder: &Folder, args: &Up) -> Result<ExitCode> {
+    let begin = Instant::now();
+    let interrupts = Interrupts::new()?;
+    folder.create()?;
+    let _lock = folder.lock()?;
+    let mut cluster = folder.cluster()?.unwrap_or_else(|| Cluster::new(folder.name()));
+    make_way(folder, &mut cluster)?;
+
+    // Before anything runs: a snapshot that is refused must leave nothing half-made.
+    let kept = if args.fresh { None } else { snapshot::verify(&folder.snapshot())? };
+
+    cluster.nodes = args.nodes;
+    cluster.memory = match args.memory {
+        Some(bytes) => bytes,
+        None => default_memory(args.nodes)?,
+    };
+    cluster.phase = Phase::Starting;
+    cluster.generation += 1;
+    let incarnations: Vec<u64> = (0..args.nodes).map(|slot| cluster.incarnate(slot)).collect();
+    cluster.incarnations.truncate(args.nodes.into());
+    folder.save(&cluster)?;
+
+    let mut nodes = Nodes::new(folder);
+    let served = (0..args.nodes)
+        .zip(incarnations)
+        .try_for_each(|(slot, incarnation)| nodes.start(slot, incarnation))
+        .and_then(|()| nodes.serve(args.nodes, BOUND, &interrupts))
+        .and_then(|()| match kept {
+            Some(_) => launch::restore(&nodes, &folder.snapshot(), &interrupts),
+            None => Ok(0),
+        });
+    let restored = match served {
+        Ok(restored) => restored,
+        Err(e) => {
+            drop(nodes);
+            cluster.phase = Phase::Stopped;
+            folder.save(&cluster)?;
+            return Err(e.context(format!("cluster {:?} did not come up", cluster.name)));
+        }
+    };
+    if args.fresh {
+        remove_snapshot(folder)?;
+    }
+    cluster.phase = Phase::Running;
+    folder.save(&cluster)?;
+    nodes.keep();
+    let plural = if args.nodes == 1 { "" } else { "s" };
+    print!(
+        "cluster {:?} serves with {} node{plural} after {} ms",
+        cluster.name,
+        args.nodes,
+        begin.elapsed().as_millis()
+    );
+    match kept {
+        Some((_, bytes, _)) => println!("; {restored} objects ({bytes} bytes) restored"),
+        None => println!(),
+    }
+    if args.nodes < 2 {
+        println!("one node holds the only copy of everything: no node can be lost");
+    }
+    Ok(ExitCode::SUCCESS)
+}
+
+/// Cleans what a killed `up` or `down` left, or says why there can be no new start.
+fn make_way(folder: &Folder, cluster: &mut Cluster) -> Result<()> {
+    let live = folder.live()?;
+    match cluster.phase {
+        Phase::Running if !live.is_empty() => bail!(
+            "cluster {:?} is up already, with {} of {} nodes running; stop it with `clustix down{}` or use another --name",
+            cluster.name,
+            live.len(),
+            cluster.nodes,
+            folder.flag()
+        ),
+        Phase::Stopping if !live.is_empty() => {
+            eprintln!(
+                "clustix: an earlier `down` of this cluster was interrupted; finishing it first"
+            );
+            return down::stop(folder, cluster, false).map(drop);
+        }
+        Phase::Running => eprintln!(
+            "clustix: cluster {:?} ended without `clustix down`: what was written since it came up is lost",
+            cluster.name
+        ),
+        Phase::Starting => eprintln!(
+            "clustix: an earlier `up` of this cluster was interrupted; cleaning up after it"
+        ),
+        Phase::Stopping | Phase::Stopped => {}
+    }
+    for (slot, process) in &live {
+        procfs::kill_tree(process).with_context(|| format!("could not end node {slot}"))?;
+    }
+    folder.clean()
+}
+
+fn remove_snapshot(folder: &Folder) -> Result<()> {
+    match std::fs::remove_file(folder.snapshot()) {
+        Err(e) if e.kind() != std::io::ErrorKind::NotFound => {
+            Err(e).context(format!("could not remove {}", folder.snapshot().display()))
+        }
+        _ => Ok(()),
+    }
+}
+
+/// A quarter of this machine's memory, shared out between the nodes.
+fn default_memory(nodes: u8) -> Result<u64> {
+    let text = std::fs::read_to_string("/proc/meminfo").context("could not read /proc/meminfo")?;
+    let kib: u64 = text
+        .lines()
+        .find_map(|l| l.strip_prefix("MemTotal:"))
+        .and_then(|l| l.trim().strip_suffix(" kB"))
+        .and_then(|n| n.trim().parse().ok())
+        .context("/proc/meminfo does not say how much memory there is; use --memory")?;
+    Ok((kib * 1024 / 4 / u64::from(nodes)).max(64 << 20))
+}

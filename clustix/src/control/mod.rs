@@ -1,0 +1,100 @@
+//! The control protection domain: the node's side of the command line.
+//!
+//! 1. It holds one host descriptor, the listening socket that the launcher bound, and opens no other.
+//! 2. Each connection has a thread of its own ([`session`]), at most [`MAX_SESSIONS`] at a time; a
+//!    thread sleeps in the futex executor or in a read of its socket, never on another session.
+//! 3. It keeps nothing: what a command starts lives in the cluster-cache and in the servers. Its
+//!    death costs the commands under way, no program (their pipes' ends are closed as SIGHUP's are).
+//!
+//! Nobody calls it over a channel.
+
+mod gate;
+mod objects;
+mod program;
+mod session;
+mod tree;
+
+use anyhow::{Context, Result};
+use clustix_ccache::client::CacheClient;
+use clustix_pd::{Boot, CallError, Client, Kernel};
+use clustix_proto::Errno;
+use gate::Gate;
+use serde::Serialize;
+use serde::de::DeserializeOwned;
+use std::os::unix::net::UnixListener;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicUsize, Ordering};
+
+/// Most connections at a time.
+pub const MAX_SESSIONS: usize = 64;
+
+/// What every session of a node uses.
+pub(crate) struct Node {
+    pub cache: CacheClient,
+    pub process: Client,
+    pub vfs: Client,
+    pub console: Client,
+    pub posix: Client,
+    pub kernel: Kernel,
+    pub slot: u8,
+    pub incarnation: u64,
+    pub cluster: String,
+    pub gate: Gate,
+}
+
+/// Serves the command line until the node ends.
+///
+/// # Errors
+/// A capability or the socket that the system description should grant is missing.
+pub fn main(mut boot: Boot) -> Result<()> {
+    let socket = boot.descriptor("control").context("the listening socket")?;
+    let channel = |name: &str| boot.channel(name).with_context(|| format!("channel {name}"));
+    let node = Arc::new(Node {
+        cache: CacheClient::new(&boot).context("the cluster-cache")?,
+        process: channel("process")?,
+        vfs: channel("vfs")?,
+        console: channel("console")?,
+        posix: channel("posix")?,
+        kernel: boot.kernel.clone(),
+        slot: boot.node,
+        incarnation: boot.incarnation,
+        cluster: boot.cluster.clone(),
+        gate: Gate::default(),
+    });
+    boot.enter_sandbox().context("the sandbox")?;
+    let listener = UnixListener::from(socket);
+    let sessions = Arc::new(AtomicUsize::new(0));
+    loop {
+        let stream = match listener.accept() {
+            Ok((stream, _)) => stream,
+            Err(e) if e.kind() == std::io::ErrorKind::Interrupted => continue,
+            Err(e) => return Err(e).context("the listening socket"),
+        };
+        clustix_pd::metrics::add("clustix_control_connections_total", 1);
+        let (node, sessions) = (node.clone(), sessions.clone());
+        let full = sessions.fetch_add(1, Ordering::AcqRel) >= MAX_SESSIONS;
+        let count = sessions.clone();
+        let thread = std::thread::Builder::new().name("session".into()).spawn(move || {
+            session::serve(&node, stream, full);
+            sessions.fetch_sub(1, Ordering::AcqRel);
+        });
+        if thread.is_err() {
+            count.fetch_sub(1, Ordering::AcqRel);
+        }
+    }
+}
+
+/// Asks a server; its death or a full queue is an error number too.
+pub(crate) async fn ask<Q: Serialize, R: DeserializeOwned>(
+    server: &Client,
+    request: &Q,
+) -> Result<R, Errno> {
+    match clustix_pd::rpc::<Q, Result<R, Errno>>(server, request).await {
+        Ok(answer) => answer,
+        Err(CallError::Busy) => Err(clustix_proto::errno::EAGAIN),
+        Err(CallError::TooLarge) => Err(clustix_proto::errno::E2BIG),
+        Err(CallError::Gone | CallError::Revoked | CallError::Malformed) => {
+            Err(clustix_proto::errno::EIO)
+        }
+    }
+}

@@ -1,0 +1,21 @@
+//! The `clustix` program.
+//!
+//! One multi-call binary: the command line that people use; `clustix node`, the kernel process of
+//! a node; `clustix pd ROLE`, any protection domain of a node, among them *control*, which serves the
+//! command line over a Unix socket ([`wire`]). It may use every other crate; none uses it.
+//!
+//! The command line keeps what it must remember between two commands in a [`state`] folder, and
+//! never trusts a process number that it finds there without its start time.
+
+#![forbid(unsafe_code)]
+
+pub mod args;
+pub mod cmd;
+pub mod connection;
+pub mod control;
+pub mod interrupt;
+pub mod launch;
+pub mod procfs;
+pub mod snapshot;
+pub mod state;
+pub mod wire;
