@@ -1,1 +1,50 @@
-fn main() {}
+//! `cargo xtask …`: everything that sets up, shows, tests and measures Clustix.
+//!
+//! Each command is complete by itself: it installs the Debian packages that are missing (and says
+//! which, before), builds, and does its job in a state folder of its own under the target directory.
+
+mod bench;
+mod cluster;
+mod data;
+mod demo;
+mod setup;
+mod suite;
+
+use anyhow::Result;
+use clap::{Parser, Subcommand};
+
+/// Sets up, shows, tests and measures Clustix.
+#[derive(Parser)]
+#[command(name = "cargo xtask")]
+struct Cli {
+    #[command(subcommand)]
+    command: Command,
+}
+
+#[derive(Subcommand)]
+enum Command {
+    /// Install what is missing (Debian packages, through apt) and stop there
+    Setup,
+    /// Show the whole thing: import a tree, run a pipeline on three nodes, lose one, go on
+    Demo,
+    /// Run every test: formatting, lints, crates, then whole-system suites on the release build
+    Test {
+        /// Full counts, hours instead of minutes
+        #[arg(long)]
+        all: bool,
+        /// Only the whole-system suites whose name contains this
+        #[arg(long, value_name = "NAME")]
+        only: Option<String>,
+    },
+    /// Measure, each figure beside its reference in the same run
+    Bench,
+}
+
+fn main() -> Result<()> {
+    match Cli::parse().command {
+        Command::Setup => setup::packages(),
+        Command::Demo => demo::run(),
+        Command::Test { all, only } => suite::run(all, only.as_deref()),
+        Command::Bench => bench::run(),
+    }
+}

@@ -1,0 +1,93 @@
+//! What the machine must have, and the build.
+
+use anyhow::{Context, Result, bail};
+use std::path::{Path, PathBuf};
+use std::process::Command;
+
+/// A Debian package, and a file by which to tell that it is there.
+const PACKAGES: &[(&str, &str)] = &[
+    ("busybox-static", "/bin/busybox"),
+    ("gcc", "/usr/bin/gcc"),
+    ("libc6-dev", "/usr/lib/x86_64-linux-gnu/libc.a"),
+];
+
+fn root() -> bool {
+    std::fs::metadata("/proc/self").is_ok_and(|m| std::os::unix::fs::MetadataExt::uid(&m) == 0)
+}
+
+/// Installs what is missing, as root or with sudo; says what before. Silent when nothing is.
+pub fn packages() -> Result<()> {
+    let missing: Vec<&str> =
+        PACKAGES.iter().filter(|(_, file)| !Path::new(file).exists()).map(|p| p.0).collect();
+    if missing.is_empty() {
+        return Ok(());
+    }
+    println!("setup: installing Debian packages: {}", missing.join(" "));
+    let apt = |args: &[&str]| -> Result<()> {
+        let mut command = if root() {
+            Command::new("apt-get")
+        } else {
+            let mut sudo = Command::new("sudo");
+            sudo.arg("apt-get");
+            sudo
+        };
+        let status = command
+            .args(args)
+            .env("DEBIAN_FRONTEND", "noninteractive")
+            .status()
+            .context("cannot run apt-get: this needs Debian, and root or sudo")?;
+        if !status.success() {
+            bail!("apt-get {} failed ({status}); install {missing:?} by hand", args.join(" "));
+        }
+        Ok(())
+    };
+    apt(&["update", "-q"])?;
+    let mut install = vec!["install", "-y", "-q", "--no-install-recommends"];
+    install.extend(&missing);
+    apt(&install)
+}
+
+/// The workspace's root.
+pub fn workspace() -> PathBuf {
+    let here = Path::new(env!("CARGO_MANIFEST_DIR"));
+    here.parent().unwrap_or(here).to_path_buf()
+}
+
+/// Runs cargo on the workspace.
+pub fn cargo(args: &[&str]) -> Result<()> {
+    let cargo = std::env::var_os("CARGO").unwrap_or_else(|| "cargo".into());
+    let status = Command::new(cargo)
+        .args(args)
+        .current_dir(workspace())
+        .status()
+        .context("cannot run cargo")?;
+    if !status.success() {
+        bail!("cargo {} failed ({status})", args.join(" "));
+    }
+    Ok(())
+}
+
+/// Where cargo puts what it builds.
+pub fn target() -> PathBuf {
+    std::env::var_os("CARGO_TARGET_DIR").map_or_else(|| workspace().join("target"), PathBuf::from)
+}
+
+/// Builds the release `clustix` and answers its path.
+pub fn build() -> Result<PathBuf> {
+    cargo(&["build", "--release", "--package", "clustix"])?;
+    Ok(target().join("release/clustix"))
+}
+
+/// Compiles a C file statically into `out`.
+pub fn compile_c(source: &Path, out: &Path) -> Result<()> {
+    let status = Command::new("gcc")
+        .args(["-O2", "-static", "-Wall", "-Werror", "-o"])
+        .arg(out)
+        .arg(source)
+        .status()
+        .context("cannot run gcc")?;
+    if !status.success() {
+        bail!("gcc {} failed ({status})", source.display());
+    }
+    Ok(())
+}

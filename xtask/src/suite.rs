@@ -1,0 +1,71 @@
+//! `cargo xtask test`: what CI runs.
+
+use crate::setup;
+use anyhow::{Context, Result, bail};
+use std::process::Command;
+use std::time::Instant;
+
+/// Whole-system suites: integration tests of the crate in `tests/`, on the release build.
+const SYSTEM: &[&str] =
+    &["tour", "posix", "wakeups", "isolation", "bad_input", "freeze", "failover"];
+
+/// Runs everything, or the whole-system suites whose name contains `only`. Every suite runs, also
+/// after one failed; exits non-zero if any did.
+pub fn run(all: bool, only: Option<&str>) -> Result<()> {
+    setup::packages()?;
+    let mut suites: Vec<(String, Vec<String>)> = Vec::new();
+    let mut add = |name: &str, args: &[&str]| {
+        suites.push((name.to_owned(), args.iter().map(|a| (*a).to_owned()).collect()));
+    };
+    if only.is_none() {
+        add("format", &["fmt", "--all", "--check"]);
+        add(
+            "lints",
+            &["clippy", "--workspace", "--all-targets", "--locked", "--", "-D", "warnings"],
+        );
+        add("crates", &["test", "--workspace", "--exclude", "clustix-tests", "--locked"]);
+    }
+    for name in SYSTEM.iter().filter(|n| only.is_none_or(|o| n.contains(o))) {
+        add(
+            name,
+            &[
+                "test",
+                "--release",
+                "--locked",
+                "-p",
+                "clustix-tests",
+                "--test",
+                name,
+                "--",
+                "--nocapture",
+                "--test-threads=1",
+            ],
+        );
+    }
+    if suites.is_empty() {
+        bail!("no suite has {only:?} in its name; there are: {}", SYSTEM.join(" "));
+    }
+    let program = setup::build()?;
+    let mut report = Vec::new();
+    for (name, args) in suites {
+        println!("== {name}: cargo {}", args.join(" "));
+        let start = Instant::now();
+        let mut cargo = Command::new(std::env::var_os("CARGO").unwrap_or_else(|| "cargo".into()));
+        cargo.args(&args).current_dir(setup::workspace()).env("CLUSTIX_PROGRAM", &program);
+        if all {
+            cargo.env("CLUSTIX_TEST_ALL", "1");
+        }
+        let passed = cargo.status().context("cannot run cargo")?.success();
+        report.push((name, start.elapsed().as_secs_f64() / 60.0, passed));
+    }
+    println!("== minutes per suite");
+    for (name, minutes, passed) in &report {
+        println!("{name:12} {minutes:6.1}  {}", if *passed { "passed" } else { "FAILED" });
+    }
+    let failed = report.iter().filter(|r| !r.2).count();
+    println!("suites: {} passed, {failed} failed", report.len() - failed);
+    if failed > 0 {
+        bail!("{failed} of {} suites failed", report.len());
+    }
+    Ok(())
+}
