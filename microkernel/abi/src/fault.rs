@@ -1,4 +1,7 @@
 //! `seL4_Fault`: the labels of the messages that a fault endpoint receives, and their words.
+//!
+//! A label proves nothing: whoever may send to an endpoint chooses it. A receiver knows a fault by
+//! its *badge*, which nobody else's capability to that endpoint may carry.
 
 use crate::error::numbered;
 
