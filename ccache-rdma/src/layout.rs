@@ -5,8 +5,8 @@
 //! address on all. Regions are sparse: what was never touched costs no memory.
 //!
 //! A class's region holds first what the node publishes for its own readers (buckets, entries,
-//! copies), then, for each shard and each set of the class, a sub-region: header, directory, slot
-//! headers, payloads.
+//! copies) and the high-water marks, then, for each shard and each set of the class, a sub-region:
+//! directory, slot headers, payloads.
 
 use crate::name::{Name, SHARDS, Shard};
 use crate::set::{CLASSES, Class, SETS, SetDescriptor};
@@ -170,8 +170,8 @@ pub mod published {
     /// Length of an entry: words seq, name low, name high, version, c0, kept above length, shard
     /// epoch, place.
     pub const ENTRY_LEN: u64 = 64;
-    /// Where copies begin.
-    pub const COPIES: u64 = ENTRIES + ENTRY_COUNT * ENTRY_LEN;
+    /// Where the high-water marks of the class's sets begin; copies come after them.
+    pub const MARKS: u64 = ENTRIES + ENTRY_COUNT * ENTRY_LEN;
     /// Byte offset of an entry.
     pub const fn entry(number: u32) -> u64 {
         ENTRIES + number as u64 * ENTRY_LEN
@@ -192,9 +192,13 @@ pub mod header {
     pub const WORD: u64 = 0;
     /// The name that the primary has bound the slot to, low and high; 0 when free.
     pub const NAME: u64 = 8;
+    /// A version that the name which the slot is bound to has surely left behind: its first
+    /// write here goes beyond it, so that a name's versions never go back either.
+    pub const FLOOR: u64 = 24;
     /// Heads of the two halves.
     pub const HEADS: u64 = 32;
-    /// Length of a head: version, length and flags, checksum, name low, name high, 0.
+    /// Length of a head: version, length and flags, checksum of the payload, name low, name high,
+    /// checksum of the head.
     pub const HEAD_LEN: u64 = 48;
     /// Bit of a head's second word: the object was removed by this version.
     pub const TOMBSTONE: u64 = 1 << 63;
@@ -218,10 +222,11 @@ pub struct SetLayout {
     pub stride: u64,
     /// Directory buckets that names hash to (more follow, for the window); a power of two.
     pub buckets: u64,
-    /// Of the sub-region, from the start of its shard's region. Its first word is the high-water
-    /// mark: slots from there on were never used.
+    /// Number of the set in its class, and of sets in the class.
+    index: u64,
+    count: u64,
+    /// Of the sub-region, from the start of its shard's region; it begins with the directory.
     base: u64,
-    directory: u64,
     headers: u64,
     payloads: u64,
     len: u64,
@@ -250,16 +255,17 @@ static LAYOUT: LazyLock<Layout> = LazyLock::new(|| {
     let mut classes = Vec::new();
     for class in Class::ALL {
         let mut base = 0;
-        let mut copies = align(published::COPIES, PAGE);
         // Volatile sets have no slots and stand in the slab.
-        for set in SETS.iter().filter(|s| s.class == class && s.slots > 0) {
+        let of_class = || SETS.iter().filter(|s| s.class == class && s.slots > 0);
+        let count = of_class().count() as u64;
+        let mut copies = align(published::MARKS + count * u64::from(SHARDS) * 8, PAGE);
+        for (index, set) in of_class().enumerate() {
             let capacity = u64::from(set.capacity);
             let stride = align(capacity, if capacity < PAGE { 64 } else { PAGE });
             let slots = u64::from(set.slots);
             let buckets = (slots / 4).next_power_of_two();
-            let directory = PAGE;
             let directory_len = (buckets + DIRECTORY_WINDOW) * DIRECTORY_WAYS * 8;
-            let headers = directory + align(directory_len, PAGE);
+            let headers = align(directory_len, PAGE);
             let payloads = headers + align(slots * header::LEN, PAGE);
             let len = payloads + align(slots * 2 * stride, PAGE);
             let copy_count = (set.slots.saturating_mul(16)).clamp(64, 32_768);
@@ -267,8 +273,9 @@ static LAYOUT: LazyLock<Layout> = LazyLock::new(|| {
                 set,
                 stride,
                 buckets,
+                index: index as u64,
+                count,
                 base,
-                directory,
                 headers,
                 payloads,
                 len,
@@ -308,8 +315,13 @@ impl SetLayout {
     pub fn slots(&self) -> u32 {
         self.set.slots
     }
-    /// Byte offset of the sub-region of `shard`: its first word is the high-water mark.
-    pub fn high_water(&self, shard: Shard) -> u64 {
+    /// Byte offset of the high-water mark of `shard`: slots from there on were never used. The
+    /// marks of a class stand together, so that looking at all of them touches few pages.
+    pub fn mark(&self, shard: Shard) -> u64 {
+        published::MARKS + (u64::from(shard.0 % SHARDS) * self.count + self.index) * 8
+    }
+    /// Byte offset of the sub-region of `shard`.
+    fn sub_region(&self, shard: Shard) -> u64 {
         let c = &LAYOUT.classes[self.set.class as usize];
         c.shards + u64::from(shard.0 % SHARDS) * c.shard_len + self.base
     }
@@ -324,20 +336,19 @@ impl SetLayout {
     /// Byte offset of the directory window of a name with this hash: [`DIRECTORY_WINDOW`] ×
     /// [`DIRECTORY_WAYS`] words. An entry is the hash's high 32 bits above the slot plus 1.
     pub fn directory(&self, shard: Shard, hash: u64) -> u64 {
-        self.high_water(shard) + self.directory + (hash % self.buckets) * DIRECTORY_WAYS * 8
+        self.sub_region(shard) + (hash % self.buckets) * DIRECTORY_WAYS * 8
     }
     /// Byte offset of the whole directory of a shard, and its length.
     pub fn directory_all(&self, shard: Shard) -> (u64, u64) {
-        let at = self.high_water(shard) + self.directory;
-        (at, (self.buckets + DIRECTORY_WINDOW) * DIRECTORY_WAYS * 8)
+        (self.sub_region(shard), (self.buckets + DIRECTORY_WINDOW) * DIRECTORY_WAYS * 8)
     }
     /// Byte offset of a slot's header.
     pub fn header(&self, shard: Shard, slot: u32) -> u64 {
-        self.high_water(shard) + self.headers + u64::from(slot) * header::LEN
+        self.sub_region(shard) + self.headers + u64::from(slot) * header::LEN
     }
     /// Byte offset of half `half & 1` of a slot's payload.
     pub fn payload(&self, shard: Shard, slot: u32, half: u64) -> u64 {
-        self.high_water(shard) + self.payloads + (u64::from(slot) * 2 + (half & 1)) * self.stride
+        self.sub_region(shard) + self.payloads + (u64::from(slot) * 2 + (half & 1)) * self.stride
     }
     /// Byte offset of a place for a copy.
     pub fn copy(&self, place: u32) -> u64 {
@@ -355,20 +366,20 @@ mod tests {
             let mut parts: Vec<(u64, u64)> = vec![
                 (0, published::BUCKETS),
                 (published::BUCKETS, published::ENTRIES),
-                (published::ENTRIES, published::COPIES),
+                (published::ENTRIES, published::MARKS),
             ];
             for l in sets().iter().filter(|l| l.set.class == class) {
                 parts.push((l.copy(0), l.copy(l.copy_count)));
                 for shard in [Shard(0), Shard(1), Shard(SHARDS - 1)] {
                     let last = l.slots() - 1;
                     let (directory, directory_len) = l.directory_all(shard);
-                    let at = l.high_water(shard);
+                    let at = l.sub_region(shard);
                     assert!(l.directory(shard, u64::MAX) < directory + directory_len);
                     assert!(
                         l.directory(shard, l.buckets - 1) + DIRECTORY_WINDOW * DIRECTORY_WAYS * 8
                             <= directory + directory_len
                     );
-                    parts.push((at, at + 8));
+                    parts.push((l.mark(shard), l.mark(shard) + 8));
                     parts.push((directory, directory + directory_len));
                     parts.push((l.header(shard, 0), l.header(shard, last) + header::LEN));
                     let end = l.payload(shard, last, 1) + l.stride;

@@ -19,5 +19,6 @@ pub mod layout;
 pub mod links;
 pub mod word;
 pub mod client;
+pub mod service;
 pub mod slab;
 pub mod half;

@@ -89,10 +89,15 @@ impl Word {
     pub const fn give_back(holder: u8) -> u64 {
         Word::share(holder).wrapping_sub((holder as u64 + 1) << HOLDER_SHIFT)
     }
-    /// What to add to end a write (rule 11): version + 1, not writing, not held any more by
-    /// `holder`, the `observed` counts gone, one shared copy for `holder`.
-    pub const fn end(holder: u8, observed: u64) -> u64 {
-        (1u64 << VERSION_SHIFT)
+    /// What to add to give up a grab with nothing kept.
+    pub const fn drop_grab(holder: u8) -> u64 {
+        ((holder as u64 + 1) << HOLDER_SHIFT).wrapping_neg()
+    }
+    /// What to add to end a write (rule 11): version + `by` (1, or more for a slot's new name), not
+    /// writing, not held any more by `holder`, the `observed` counts gone, one shared copy for
+    /// `holder`.
+    pub const fn end(holder: u8, observed: u64, by: u64) -> u64 {
+        ((by & VERSION_MASK) << VERSION_SHIFT)
             .wrapping_sub(W)
             .wrapping_sub((holder as u64 + 1) << HOLDER_SHIFT)
             .wrapping_sub(observed & SHARERS)
@@ -126,7 +131,7 @@ mod tests {
             assert!(taken.writing() && !taken.is_idle());
             // Two registrations arrive while the write is in progress.
             let late = taken.0 + Word::share(5) + Word::share(holder);
-            let after = Word(late.wrapping_add(Word::end(holder, taken.counts())));
+            let after = Word(late.wrapping_add(Word::end(holder, taken.counts(), 1)));
             assert!(after.is_idle() && after.is_version(8));
             let mut expect = Word::idle(8).0 + Word::share(5) + 2 * Word::share(holder);
             if holder == 5 {
@@ -146,7 +151,7 @@ mod tests {
     #[test]
     fn version_overflow_falls_off() {
         let last = Word::idle(u64::MAX).taken(15);
-        let after = Word(last.0.wrapping_add(Word::end(15, 0)));
+        let after = Word(last.0.wrapping_add(Word::end(15, 0, 1)));
         assert!(after.is_version(0) && after.is_idle());
         assert!(after.is_version(1 << VERSION_BITS));
         assert_eq!(after.counts(), Word::share(15));

@@ -14,12 +14,38 @@
 //!   region's lease word, written before the event is handled;
 //! - views in the order of their epochs, each one committed by a majority.
 
+mod get;
+mod grab;
+mod list;
+mod message;
+mod op;
+mod primary;
+mod rebuild;
+mod recovery;
+mod redo;
+mod resolve;
+mod restore;
+mod slots;
+mod wait;
+mod write;
+
 use crate::arena::Arena;
+use crate::arena::published::Publisher;
 use crate::cache::CacheError;
 use crate::fabric::{FabricError, Outcome, Token, Verb};
+use crate::layout::{self, control};
 use crate::lease::Timing;
+use crate::name::Name;
 use crate::request::{Reply, Request};
-use crate::view::View;
+use crate::view::{MAX_NODES, Slots, View};
+use message::{Message, ShardSet};
+use op::{Caller, Kind, Object, OpId, Ops, Part};
+use primary::{Asker, Primary};
+use recovery::Change;
+pub(crate) use slots::SlotKey;
+use slots::SlotShare;
+use std::cmp::Reverse;
+use std::collections::{BinaryHeap, HashMap, VecDeque};
 
 /// Names a request; chosen by the shell, unique among those under way.
 #[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Debug)]
@@ -90,6 +116,13 @@ pub enum Event {
         /// The peer.
         peer: u8,
     },
+    /// What [`Action::Connect`] asked for is done: chains and messages reach that member.
+    Connected {
+        /// Its slot.
+        peer: u8,
+        /// Its incarnation.
+        incarnation: u64,
+    },
     /// A view is in force.
     View(View),
     /// The lease now runs until this time, ns.
@@ -138,10 +171,14 @@ pub enum Action {
         /// Which.
         peer: u8,
     },
-    /// A member with a new incarnation: (re)connect to it, then post to it as usual.
+    /// A member with a new incarnation: let it into this node's arena and (re)connect to it, for
+    /// as long as that takes; then [`Event::Connected`]. Never asked for before the revoke of an
+    /// earlier incarnation is done.
     Connect {
         /// Slot.
         peer: u8,
+        /// Incarnation.
+        incarnation: u64,
     },
     /// The copier has passed: these shards are whole on `slot`. For membership.
     Rebuilt {
@@ -154,26 +191,321 @@ pub enum Action {
     },
 }
 
+/// Counts since the start.
+#[derive(Clone, Copy, PartialEq, Eq, Debug, Default)]
+pub struct Stats {
+    /// Reads answered here from a valid copy.
+    pub hits: u64,
+    /// Reads that went to a primary.
+    pub misses: u64,
+    /// Writes posted.
+    pub writes: u64,
+    /// Verbs posted, loopback included.
+    pub verbs_posted: u64,
+    /// Messages sent to other engines.
+    pub messages_sent: u64,
+    /// Messages of other engines handled: 0 per operation in steady state.
+    pub messages_handled: u64,
+    /// Changes of view completed.
+    pub changes: u64,
+}
+
 /// One node's protocol engine. See the module.
 pub struct Engine {
     config: Config,
     arena: Arena,
+    publisher: Publisher,
+    now: u64,
+    out: Vec<Action>,
+    stats: Stats,
+    lease_until: u64,
+    /// The view in force, or being changed to.
+    view: View,
+    /// The change of view under way.
+    change: Option<Change>,
+    /// What peers have confirmed: epoch and step.
+    confirms: [recovery::Confirmed; MAX_NODES],
+    /// Nothing but the recovery posts.
+    frozen: bool,
+    /// Shards whose primary changed in the last change of view.
+    affected: ShardSet,
+    /// By slot: the incarnation asked for, and whether it is connected.
+    connected: [Option<(u64, bool)>; MAX_NODES],
+    ops: Ops,
+    ready: VecDeque<OpId>,
+    timers: BinaryHeap<Reverse<(u64, OpId)>>,
+    /// Chains posted and not completed.
+    outstanding: u32,
+    objects: HashMap<Name, Object>,
+    shares: HashMap<SlotKey, SlotShare>,
+    primary: Primary,
+    /// Allocations of this node's own operations, until they are back in the table.
+    local_allocations: Vec<(Name, u32, Asker)>,
+    redo_free: Vec<u64>,
+    redo_waiting: VecDeque<OpId>,
+    lease_waiting: Vec<OpId>,
+    /// Objects that this node's clients have grabbed, with the end of each.
+    grabs: Vec<(u64, Name)>,
+    /// As primary: who wants to hear of changes.
+    watched: HashMap<Name, Slots>,
+    /// This node's waits, by object.
+    waiting: HashMap<Name, Vec<OpId>>,
+    queued_waits: HashMap<RequestId, OpId>,
+    /// Slots found removed by a recovery, to be freed when all go on.
+    free_later: Vec<(Name, u32)>,
+    /// What came while a view was changing.
+    deferred: Vec<Event>,
 }
 
 impl Engine {
     /// An engine with no view yet: it refuses everything until it has one, and a lease. Stamps the
     /// arena, which must be all zeroes (a new incarnation starts empty).
     pub fn new(config: Config, arena: Arena) -> Engine {
-        Engine { config, arena }
+        arena.stamp();
+        Engine {
+            config,
+            publisher: Publisher::new(arena.clone()),
+            arena,
+            now: 0,
+            out: Vec::new(),
+            stats: Stats::default(),
+            lease_until: 0,
+            view: View::default(),
+            change: None,
+            confirms: Default::default(),
+            frozen: true,
+            affected: ShardSet::none(),
+            connected: [None; MAX_NODES],
+            ops: Ops::default(),
+            ready: VecDeque::new(),
+            timers: BinaryHeap::new(),
+            outstanding: 0,
+            objects: HashMap::new(),
+            shares: HashMap::new(),
+            primary: Primary::default(),
+            local_allocations: Vec::new(),
+            redo_free: (0..control::REDO_RECORDS).rev().collect(),
+            redo_waiting: VecDeque::new(),
+            lease_waiting: Vec::new(),
+            grabs: Vec::new(),
+            watched: HashMap::new(),
+            waiting: HashMap::new(),
+            queued_waits: HashMap::new(),
+            free_later: Vec::new(),
+            deferred: Vec::new(),
+        }
     }
 
     /// One step. Never blocks; appends to `actions`, in the order in which they are to be done.
     pub fn handle(&mut self, now: u64, event: Event, actions: &mut Vec<Action>) {
-        let _ = (now, event, actions, &self.config, &self.arena);
+        self.now = self.now.max(now);
+        std::mem::swap(&mut self.out, actions);
+        self.dispatch(event);
+        self.run_timers();
+        self.end_grabs(None);
+        self.change_timer();
+        loop {
+            self.run_ready();
+            if self.local_allocations.is_empty() {
+                break;
+            }
+            for (name, len, asker) in std::mem::take(&mut self.local_allocations) {
+                self.allocate(name, len, asker);
+            }
+        }
+        std::mem::swap(&mut self.out, actions);
     }
 
     /// When [`Event::Tick`] is wanted next, ns.
     pub fn deadline(&self) -> Option<u64> {
-        None
+        let timer = self.timers.peek().map(|Reverse((at, _))| *at);
+        let grab = self.grabs.iter().map(|(until, _)| *until).min();
+        [timer, grab, self.change_deadline()].into_iter().flatten().min()
+    }
+
+    /// Counts since the start.
+    pub fn stats(&self) -> Stats {
+        self.stats
+    }
+
+    /// The view in force (or being changed to).
+    pub fn view(&self) -> &View {
+        &self.view
+    }
+
+    /// Whether the view in force has been settled: no change is under way.
+    pub fn settled(&self) -> bool {
+        !self.frozen
+    }
+
+    /// Operations under way.
+    pub fn under_way(&self) -> usize {
+        self.ops.len()
+    }
+
+    fn dispatch(&mut self, event: Event) {
+        match event {
+            Event::Request { id, client, request } => self.request(id, client, request),
+            Event::Cancel { id } => {
+                if let Some(op) = self.queued_waits.remove(&id) {
+                    self.cancel_wait(op);
+                }
+            }
+            Event::ClientGone { client } => {
+                if self.frozen {
+                    self.deferred.push(Event::ClientGone { client });
+                    return;
+                }
+                self.end_grabs(Some(client));
+                for id in self.queued_waits.values().copied().collect::<Vec<_>>() {
+                    let of_client = matches!(
+                        self.ops.get_mut(id).map(|o| &o.kind),
+                        Some(Kind::Wait(w)) if w.client() == Some(client)
+                    );
+                    if of_client {
+                        self.cancel_wait(id);
+                    }
+                }
+            }
+            Event::Completed { token, result, .. } => self.completed(token, result),
+            Event::Message { from, bytes } => self.message(from, bytes),
+            Event::Revoked { peer } => self.revoked(peer),
+            Event::Connected { peer, incarnation } => self.peer_connected(peer, incarnation),
+            Event::View(view) => self.install(view),
+            Event::Lease { until } => {
+                self.lease_until = self.lease_until.max(until);
+                for id in std::mem::take(&mut self.lease_waiting) {
+                    self.ready.push_back(id);
+                }
+            }
+            Event::Tick => {}
+        }
+    }
+
+    fn request(&mut self, id: RequestId, client: ClientId, request: Request) {
+        let caller = Caller::Request(id, client);
+        let set = |name: Name| layout::set(name.set()).ok_or(CacheError::Invalid);
+        let started = match request {
+            Request::Get { name } => set(name).map(|s| Kind::Get(get::Get::new(name, s))),
+            Request::Transact(t) => write::Write::new(t, Some(client)).map(Kind::Write),
+            Request::Grab { name } => {
+                set(name).map(|s| Kind::Grab(grab::Grabbing::new(name, s, client)))
+            }
+            Request::Wait { on, .. } => Ok(Kind::Wait(wait::Wait::new(on, client))),
+            Request::Release { name } => {
+                if self.frozen {
+                    let request = Request::Release { name };
+                    self.deferred.push(Event::Request { id, client, request });
+                } else {
+                    self.release_grab(name, client);
+                    self.out.push(Action::Reply { id, reply: Ok(Reply::Done) });
+                }
+                return;
+            }
+            Request::Restore(objects) => Ok(Kind::Restore(restore::Restore::new(objects))),
+            Request::List { set, after } => {
+                let names = self.list(set, after);
+                return self.answer_primary(id, Reply::Names(names));
+            }
+            Request::Objects { set, after } => {
+                let page = self.objects_page(set, after);
+                return self.answer_primary(id, Reply::Objects(page));
+            }
+            Request::Dump { after, everything } => {
+                let page = self.dump_page(after, everything);
+                return self.answer_primary(id, Reply::Dumped(page));
+            }
+            Request::Status => {
+                let reply = Ok(Reply::Status(Box::new(self.status())));
+                self.out.push(Action::Reply { id, reply });
+                return;
+            }
+            Request::NextEvent | Request::InstallView(_) => Err(CacheError::Invalid),
+        };
+        let refused = match started {
+            Ok(kind) if self.known_outside() => {
+                self.spawn(caller, kind).is_none().then_some(CacheError::Busy)
+            }
+            Ok(_) => Some(CacheError::NoQuorum),
+            Err(e) => Some(e),
+        };
+        if let Some(e) = refused {
+            self.out.push(Action::Reply { id, reply: Err(e) });
+        }
+    }
+
+    /// Whether there is any use in starting an operation: this node is a member of some view, and
+    /// has a lease or is in the middle of a change of view that may give it one.
+    fn known_outside(&self) -> bool {
+        self.view.member(self.config.node).is_some() && (self.frozen || self.lease_valid())
+    }
+
+    /// Answers from the primary's own tables, if they can be trusted now.
+    fn answer_primary(&mut self, id: RequestId, reply: Reply) {
+        let reply = if self.frozen {
+            Err(CacheError::Busy)
+        } else if self.serving() {
+            Ok(reply)
+        } else {
+            Err(CacheError::NoQuorum)
+        };
+        self.out.push(Action::Reply { id, reply });
+    }
+
+    fn message(&mut self, from: u8, bytes: Vec<u8>) {
+        let Some(message) = Message::decode(&bytes) else { return };
+        self.stats.messages_handled += 1;
+        if let Message::Confirm { epoch, step, affected, gone } = message {
+            self.confirmed(from, epoch, step, affected, gone);
+            return;
+        }
+        if self.view.member(from).is_none() {
+            return;
+        }
+        match message {
+            // Answers go to their operations whatever happens; those know what they wait for.
+            Message::Allocated { ticket, result } => {
+                if !self.frozen {
+                    self.answered(ticket, Part::Slot(result));
+                }
+            }
+            Message::Watching { ticket } => self.answered(ticket, Part::Watching),
+            Message::Notify { name } => self.changed_here(name),
+            _ if self.frozen => {
+                if self.deferred.len() < op::MAX_OPS {
+                    self.deferred.push(Event::Message { from, bytes });
+                }
+            }
+            Message::Allocate { ticket, name, len } => {
+                self.allocate(name, len, Asker { node: from, ticket });
+            }
+            Message::Free { name, slot } => self.free_hint(name, slot),
+            Message::Watch { ticket, name } => self.watch_asked(from, ticket, name),
+            Message::Changed { name } => self.notify(name),
+            Message::Confirm { .. } => {}
+        }
+    }
+
+    fn send(&mut self, peer: u8, message: &Message) {
+        self.stats.messages_sent += 1;
+        self.out.push(Action::Send { peer, bytes: message.encode() });
+    }
+
+    fn lease_valid(&self) -> bool {
+        self.now < self.lease_until
+    }
+
+    /// Whether this node may answer from what it sees.
+    fn serving(&self) -> bool {
+        !self.frozen && self.lease_valid()
+    }
+
+    /// Whether this node holds a complete copy of an object's shard.
+    fn replica_of(&self, name: Name) -> bool {
+        self.view.replicas(name.shard()).complete().contains(self.config.node)
+    }
+
+    fn was_affected(&self, shard: crate::name::Shard) -> bool {
+        self.affected.contains(shard.0)
     }
 }

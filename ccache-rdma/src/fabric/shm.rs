@@ -1,1 +1,313 @@
 //! The fabric of nodes that are processes on one machine and map each other's arenas.
+//!
+//! One-sided for real: the poster's CPU acts in the target's memory, the target runs nothing.
+//! Verbs take effect at once and are reported at the next poll. Memory once mapped cannot be taken
+//! away, so every act in a peer's arena passes that arena's gate (rule 33): busy word, fence, gate,
+//! a piece of at most 4 KiB, busy word. The other way round, a revoke also ends this node's own use
+//! of the peer's arena (rule 34): nothing is read from dead memory.
+
+use super::{Address, Fabric, FabricError, FabricEvent, Outcome, Token, Verb};
+use crate::arena::Arena;
+use crate::layout::{RegionId, control};
+use crate::view::MAX_NODES;
+use clustix_pd::exec;
+use std::sync::atomic::{AtomicU64, Ordering, fence};
+
+/// Most bytes acted on under one passage of the gate: bounds what a revoke waits for.
+const PIECE: usize = 4096;
+/// How long a revoke waits for a live peer to leave, ns, before it says that it is stuck.
+const REVOKE_BOUND: u64 = 20_000_000;
+/// Most messages taken from one mailbox at one poll, so that no peer starves the others.
+const MESSAGES_PER_POLL: usize = 64;
+
+struct Peer {
+    arena: Arena,
+}
+
+struct Revoking {
+    peer: u8,
+    /// When to report that the peer does not leave.
+    stuck: Option<u64>,
+}
+
+/// One node's end.
+pub struct ShmFabric {
+    node: u8,
+    /// What this node's gate says in its peers' arenas.
+    key: u64,
+    own: Arena,
+    peers: [Option<Peer>; MAX_NODES],
+    /// Slots whose ccache is known to be dead: it cannot be inside any more.
+    dead: u16,
+    revoking: Vec<Revoking>,
+    done: Vec<FabricEvent>,
+}
+
+/// What a gate says that lets `incarnation` in.
+const fn key(incarnation: u64) -> u64 {
+    incarnation.wrapping_add(1)
+}
+
+impl ShmFabric {
+    /// For a node's own arena. Every gate is closed at first.
+    pub fn new(node: u8, incarnation: u64, own: Arena) -> ShmFabric {
+        ShmFabric {
+            node,
+            key: key(incarnation),
+            own,
+            peers: Default::default(),
+            dead: 0,
+            revoking: Vec::new(),
+            done: Vec::new(),
+        }
+    }
+
+    /// Lets that incarnation of `peer` into this node's arena, with an empty mailbox.
+    pub fn admit(&mut self, peer: u8, incarnation: u64) {
+        if usize::from(peer) >= MAX_NODES {
+            return;
+        }
+        self.dead &= !(1 << peer);
+        let mailbox = control::mailbox(peer);
+        self.own.set_control(mailbox, 0);
+        self.own.set_control(mailbox + 64, 0);
+        self.own.set_control(control::busy(peer), 0);
+        self.own.word(RegionId::Control, control::gate(peer)).store(key(incarnation), Ordering::SeqCst);
+    }
+
+    /// From now on verbs to `peer` act in its `arena`.
+    pub fn connect(&mut self, peer: u8, arena: Arena) {
+        if let Some(p) = self.peers.get_mut(usize::from(peer)) {
+            *p = Some(Peer { arena });
+        }
+    }
+
+    /// Whether verbs to `peer` have somewhere to go.
+    pub fn connected(&self, peer: u8) -> bool {
+        self.peers.get(usize::from(peer)).is_some_and(Option::is_some)
+    }
+
+    /// The shell has seen that `peer`'s ccache process has ended: a revoke need not wait for it.
+    pub fn dead(&mut self, peer: u8) {
+        if usize::from(peer) < MAX_NODES {
+            self.dead |= 1 << peer;
+        }
+    }
+
+    /// The word that peers ring for a message.
+    pub fn bell(&self) -> Option<&std::sync::atomic::AtomicU32> {
+        self.own.region(RegionId::Control).word32(control::BELL as usize)
+    }
+
+    /// The arena to act in, and whether through a gate.
+    fn target(&self, peer: u8) -> Result<(&Arena, bool), FabricError> {
+        if peer == self.node {
+            return Ok((&self.own, false));
+        }
+        match self.peers.get(usize::from(peer)) {
+            Some(Some(p)) => Ok((&p.arena, true)),
+            _ => Err(FabricError::Unreachable),
+        }
+    }
+
+    /// Rule 33: one piece in a peer's arena.
+    fn through<R>(&self, arena: &Arena, gated: bool, act: impl FnOnce() -> R) -> Result<R, FabricError> {
+        if !gated {
+            return Ok(act());
+        }
+        let busy = arena.word(RegionId::Control, control::busy(self.node));
+        let gate = arena.word(RegionId::Control, control::gate(self.node));
+        busy.store(1, Ordering::SeqCst);
+        fence(Ordering::SeqCst);
+        if gate.load(Ordering::SeqCst) != self.key {
+            busy.store(0, Ordering::Release);
+            return Err(FabricError::Unreachable);
+        }
+        let r = act();
+        busy.store(0, Ordering::Release);
+        Ok(r)
+    }
+
+    fn word<'a>(&self, arena: &'a Arena, at: Address) -> Result<&'a AtomicU64, FabricError> {
+        let word = usize::try_from(at.offset).ok().and_then(|o| {
+            if o % 8 != 0 { None } else { arena.region(at.region).words().get(o / 8) }
+        });
+        word.ok_or(FabricError::Range)
+    }
+
+    fn act(&self, peer: u8, verb: &Verb) -> Result<Outcome, FabricError> {
+        let (arena, gated) = self.target(peer)?;
+        match verb {
+            Verb::Read { at, len } => {
+                let len = *len as usize;
+                if len == 8 {
+                    let word = self.word(arena, *at)?;
+                    let w = self.through(arena, gated, || word.load(Ordering::SeqCst))?;
+                    return Ok(Outcome::Bytes(w.to_le_bytes().to_vec()));
+                }
+                check(arena, *at, len)?;
+                let mut bytes = vec![0; len];
+                let region = arena.region(at.region);
+                for (i, piece) in bytes.chunks_mut(PIECE).enumerate() {
+                    let offset = at.offset as usize + i * PIECE;
+                    self.through(arena, gated, || region.read(offset, piece))?;
+                }
+                fence(Ordering::Acquire);
+                Ok(Outcome::Bytes(bytes))
+            }
+            Verb::Write { at, data, from, len } => {
+                let (from, len) = (*from as usize, *len as usize);
+                let bytes = from
+                    .checked_add(len)
+                    .and_then(|end| data.get(from..end))
+                    .ok_or(FabricError::Range)?;
+                check(arena, *at, len)?;
+                let region = arena.region(at.region);
+                fence(Ordering::Release);
+                for (i, piece) in bytes.chunks(PIECE).enumerate() {
+                    let offset = at.offset as usize + i * PIECE;
+                    if !self.through(arena, gated, || region.write(offset, piece))? {
+                        return Err(FabricError::Range);
+                    }
+                }
+                fence(Ordering::SeqCst);
+                Ok(Outcome::Done)
+            }
+            Verb::WriteWord { at, word: value } => {
+                let word = self.word(arena, *at)?;
+                self.through(arena, gated, || word.store(*value, Ordering::SeqCst))?;
+                Ok(Outcome::Done)
+            }
+            Verb::CompareSwap { at, expect, new } => {
+                let word = self.word(arena, *at)?;
+                let swap = || {
+                    word.compare_exchange(*expect, *new, Ordering::SeqCst, Ordering::SeqCst)
+                        .unwrap_or_else(|w| w)
+                };
+                self.through(arena, gated, swap).map(Outcome::Word)
+            }
+            Verb::FetchAdd { at, add } => {
+                let word = self.word(arena, *at)?;
+                self.through(arena, gated, || word.fetch_add(*add, Ordering::SeqCst))
+                    .map(Outcome::Word)
+            }
+        }
+    }
+
+    fn receive(&mut self, from: u8) {
+        let ring = control::mailbox(from) + 4096;
+        for _ in 0..MESSAGES_PER_POLL {
+            let tail = self.own.control(control::mailbox(from));
+            let head = self.own.control(control::mailbox(from) + 64);
+            if tail == head {
+                return;
+            }
+            let mut message = None;
+            let mut next = tail;
+            // Only what a well-behaved sender can have written is read; else the ring is skipped.
+            if tail.wrapping_sub(head) <= control::MAILBOX_RING && head % 8 == 0 && tail % 8 == 0 {
+                let len = self.own.control(ring + head % control::MAILBOX_RING) as usize;
+                let step = 8 + len.div_ceil(8) as u64 * 8;
+                if len <= control::MAX_MESSAGE && step <= tail.wrapping_sub(head) {
+                    let mut bytes = vec![0; len];
+                    let at = (head + 8) % control::MAILBOX_RING;
+                    let first = len.min((control::MAILBOX_RING - at) as usize);
+                    let region = self.own.region(RegionId::Control);
+                    let (a, b) = bytes.split_at_mut(first);
+                    if region.read((ring + at) as usize, a) && region.read(ring as usize, b) {
+                        message = Some(bytes);
+                    }
+                    next = head + step;
+                }
+            }
+            self.own.set_control(control::mailbox(from) + 64, next);
+            if let Some(bytes) = message {
+                self.done.push(FabricEvent::Message { from, bytes });
+            }
+        }
+    }
+}
+
+fn check(arena: &Arena, at: Address, len: usize) -> Result<(), FabricError> {
+    let end = at.offset.checked_add(len as u64).ok_or(FabricError::Range)?;
+    let inside = end <= arena.region(at.region).len() as u64;
+    if inside && at.offset.is_multiple_of(8) && len.is_multiple_of(8) {
+        Ok(())
+    } else {
+        Err(FabricError::Range)
+    }
+}
+
+impl Fabric for ShmFabric {
+    fn post(&mut self, peer: u8, token: Token, chain: &[Verb]) {
+        let result = chain.iter().map(|verb| self.act(peer, verb)).collect();
+        self.done.push(FabricEvent::Completed { peer, token, result });
+    }
+
+    fn send(&mut self, peer: u8, bytes: &[u8]) -> Result<(), FabricError> {
+        if bytes.len() > control::MAX_MESSAGE {
+            return Err(FabricError::Range);
+        }
+        let (arena, gated) = self.target(peer)?;
+        let mailbox = control::mailbox(self.node);
+        let ring = mailbox + 4096;
+        let step = 8 + bytes.len().div_ceil(8) as u64 * 8;
+        let region = arena.region(RegionId::Control);
+        let (tail, head) =
+            self.through(arena, gated, || (arena.control(mailbox), arena.control(mailbox + 64)))?;
+        if tail.wrapping_sub(head) + step > control::MAILBOX_RING {
+            return Err(FabricError::Busy);
+        }
+        // Nothing is seen before the tail moves, so a message cut off by the gate never was.
+        let mut at = (tail + 8) % control::MAILBOX_RING;
+        for piece in bytes.chunks(PIECE) {
+            let first = piece.len().min((control::MAILBOX_RING - at) as usize);
+            self.through(arena, gated, || {
+                region.write((ring + at) as usize, &piece[..first])
+                    && region.write(ring as usize, &piece[first..])
+            })?;
+            at = (at + piece.len() as u64) % control::MAILBOX_RING;
+        }
+        self.through(arena, gated, || {
+            arena.set_control(ring + tail % control::MAILBOX_RING, bytes.len() as u64);
+            arena.word(RegionId::Control, mailbox).store(tail + step, Ordering::SeqCst);
+            if let Some(bell) = region.word32(control::BELL as usize) {
+                bell.fetch_add(1, Ordering::SeqCst);
+                exec::wake_all(bell);
+            }
+        })
+    }
+
+    fn poll(&mut self, now: u64, out: &mut Vec<FabricEvent>) {
+        let own = self.own.clone();
+        let dead = self.dead;
+        let done = &mut self.done;
+        self.revoking.retain_mut(|r| {
+            let inside = own.control(control::busy(r.peer)) != 0 && dead & 1 << r.peer == 0;
+            if !inside {
+                done.push(FabricEvent::Revoked { peer: r.peer });
+            } else if r.stuck.is_some_and(|at| now >= at) {
+                r.stuck = None;
+                done.push(FabricEvent::Stuck { peer: r.peer });
+            }
+            inside
+        });
+        for peer in 0..MAX_NODES as u8 {
+            // What a revoked peer sent before is read no more: it may be from an earlier view.
+            if peer != self.node && own.control(control::gate(peer)) != 0 {
+                self.receive(peer);
+            }
+        }
+        out.append(&mut self.done);
+    }
+
+    fn revoke(&mut self, now: u64, peer: u8) {
+        if peer == self.node || usize::from(peer) >= MAX_NODES {
+            return;
+        }
+        self.peers[usize::from(peer)] = None;
+        self.own.word(RegionId::Control, control::gate(peer)).store(0, Ordering::SeqCst);
+        fence(Ordering::SeqCst);
+        self.revoking.push(Revoking { peer, stuck: Some(now.saturating_add(REVOKE_BOUND)) });
+    }
+}

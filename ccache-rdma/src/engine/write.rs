@@ -1,0 +1,836 @@
+//! Writing: puts (rules 7–11) and transactions (19–22, 29), which share the taking of words.
+//!
+//! The way of a write: queue for its objects inside the node; find or get their slots; take their
+//! words in the order of their names; check what it expects and what it read; post; commit;
+//! publish; acknowledge; end. A write of one object posts halves, one of several a redo record.
+
+use super::get::{PATIENCE, as_bytes, as_word, candidates};
+use super::message::Message;
+use super::op::{Caller, Flow, Op, Part};
+use super::primary::Asker;
+use super::{ClientId, Engine, SlotKey};
+use crate::arena::published::{Fact, Payload};
+use crate::cache::{CacheError, Expect, Transaction, Version};
+use crate::fabric::{Address, Verb};
+use crate::half::{self, Head, Header};
+use crate::layout::{self, RegionId, SetLayout, control};
+use crate::name::Name;
+use crate::request::Reply;
+use crate::view::Slots;
+use crate::word::Word;
+use std::sync::Arc;
+
+/// How often a write starts over because a slot turned out to be another's.
+const RELOCATIONS: u32 = 64;
+/// How often a transaction polls a word that it read and that is in writing, before it says
+/// "conflict": it holds words itself, and two that wait for each other would wait for ever.
+const READ_POLLS: u32 = 6;
+
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub(super) enum Stage {
+    /// Queueing for the objects, in the order of their names.
+    Queueing,
+    Locate,
+    Locating,
+    Allocating,
+    Take,
+    Taking,
+    Check,
+    CheckLocating,
+    Checking,
+    Post,
+    Posted,
+    Applied,
+    Ended,
+}
+
+/// How an object's slot was found.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+enum Found {
+    /// It was there the last time, or the index of this primary says so.
+    Known,
+    /// In the directory.
+    Window,
+    /// The primary has just bound it: nobody may ever have written it.
+    Bound,
+}
+
+/// An object that is written.
+pub(super) struct Item {
+    pub(super) name: Name,
+    pub(super) set: &'static SetLayout,
+    expects: Vec<Expect>,
+    data: Option<Vec<u8>>,
+    slot: Option<u32>,
+    found: Found,
+    candidates: Vec<u32>,
+    /// The word as this write's CAS replaced it (or its FETCH-ADD saw it), with holder and W.
+    taken: Option<Word>,
+    guess: Option<Word>,
+    /// The word is this node's already, by a grab that this write ends.
+    by_grab: bool,
+    /// The version of the slot before, and the new one.
+    before: u64,
+    version: u64,
+    buffer: Arc<Vec<u8>>,
+    /// Recovery has rolled it forward: neither half nor end is this write's to post any more.
+    settled: bool,
+}
+
+/// An object that is only read.
+pub(super) struct Read {
+    name: Name,
+    set: &'static SetLayout,
+    version: Version,
+    slot: Option<u32>,
+    candidates: Vec<u32>,
+    remembered: bool,
+    checked: bool,
+}
+
+/// A write under way.
+pub(crate) struct Write {
+    pub(super) stage: Stage,
+    pub(super) items: Vec<Item>,
+    reads: Vec<Read>,
+    client: Option<ClientId>,
+    queued: bool,
+    turn: usize,
+    relocations: u32,
+    /// Index of the redo record.
+    record: Option<u64>,
+}
+
+impl Write {
+    /// From a transaction whose shape has been checked.
+    pub(crate) fn new(t: Transaction, client: Option<ClientId>) -> Result<Write, CacheError> {
+        let mut items = Vec::with_capacity(t.writes.len());
+        for w in t.writes {
+            let set = layout::set(w.name.set()).ok_or(CacheError::Invalid)?;
+            if w.data.as_ref().is_some_and(|d| d.is_empty() || d.len() > set.set.capacity as usize)
+            {
+                return Err(CacheError::Invalid);
+            }
+            items.push(Item {
+                name: w.name,
+                set,
+                expects: vec![w.expect],
+                data: w.data,
+                slot: None,
+                found: Found::Known,
+                candidates: Vec::new(),
+                taken: None,
+                guess: None,
+                by_grab: false,
+                before: 0,
+                version: 0,
+                buffer: Arc::default(),
+                settled: false,
+            });
+        }
+        items.sort_by_key(|i| i.name);
+        if items.windows(2).any(|w| w[0].name == w[1].name) {
+            return Err(CacheError::Invalid);
+        }
+        let mut reads = Vec::new();
+        for (name, version) in t.reads {
+            let set = layout::set(name.set()).ok_or(CacheError::Invalid)?;
+            match items.iter_mut().find(|i| i.name == name) {
+                Some(item) => item.expects.push(Expect::Version(version)),
+                None => reads.push(Read {
+                    name,
+                    set,
+                    version,
+                    slot: None,
+                    candidates: Vec::new(),
+                    remembered: false,
+                    checked: false,
+                }),
+            }
+        }
+        Ok(Write {
+            stage: Stage::Queueing,
+            items,
+            reads,
+            client,
+            queued: false,
+            turn: 0,
+            relocations: 0,
+            record: None,
+        })
+    }
+
+    pub(super) fn posted(&self) -> bool {
+        matches!(self.stage, Stage::Posted | Stage::Applied | Stage::Ended)
+    }
+}
+
+impl Item {
+    fn word_at(&self) -> Address {
+        let offset = self.set.header(self.name.shard(), self.slot.unwrap_or(0));
+        Address { region: self.set.region(), offset }
+    }
+    fn key(&self) -> SlotKey {
+        SlotKey::of(self.name, self.slot.unwrap_or(0))
+    }
+    fn must_exist(&self) -> bool {
+        self.expects.iter().any(|e| matches!(e, Expect::Version(v) if v.exists()))
+    }
+}
+
+impl Engine {
+    pub(crate) fn step_write(&mut self, op: &mut Op, w: &mut Write) -> Flow {
+        loop {
+            let next = match w.stage {
+                Stage::Queueing => self.queue_objects(op, w),
+                Stage::Locate => self.locate(op, w),
+                Stage::Locating => self.located(op, w),
+                Stage::Allocating => self.have_slots(op, w),
+                Stage::Take => self.take_word(op, w),
+                Stage::Taking => self.taking(op, w),
+                Stage::Check => self.check_reads(op, w),
+                Stage::CheckLocating => self.reads_located(op, w),
+                Stage::Checking => self.reads_checked(op, w),
+                Stage::Post => self.post_write(op, w),
+                Stage::Posted => self.commit(op, w),
+                Stage::Applied => self.end(op, w),
+                Stage::Ended => return self.after_end(op, w),
+            };
+            if let Some(flow) = next {
+                return flow;
+            }
+        }
+    }
+
+    /// One after the other, in the order of the names: no two writes of a node wait for each other.
+    fn queue_objects(&mut self, op: &mut Op, w: &mut Write) -> Option<Flow> {
+        while let Some(item) = w.items.get(w.turn) {
+            if !w.queued {
+                w.queued = true;
+                match self.lock(item.name, op) {
+                    Ok(true) => {}
+                    Ok(false) => return Some(Flow::Waits),
+                    Err(e) => return Some(self.refuse(op, w, e)),
+                }
+            }
+            if !self.holds(item.name, op.id) {
+                return Some(Flow::Waits);
+            }
+            w.queued = false;
+            w.turn += 1;
+        }
+        w.stage = Stage::Locate;
+        None
+    }
+
+    /// Gives up with nothing done.
+    fn refuse(&mut self, op: &mut Op, w: &mut Write, e: CacheError) -> Flow {
+        self.release_words(w);
+        for item in &w.items {
+            // A slot got for an object that is not created after all.
+            if let (Some(slot), Found::Bound) = (item.slot, item.found) {
+                self.hint_free(item.name, slot);
+            }
+            self.unlock(item.name, op.id);
+        }
+        self.reply(op, Err(e));
+        Flow::Done
+    }
+
+    /// Gives back every word taken, with nothing changed.
+    fn release_words(&mut self, w: &mut Write) {
+        let me = self.config.node;
+        for item in &mut w.items {
+            let Some(word) = item.taken.take() else { continue };
+            if let Some(primary) = self.view.primary(item.name.shard()) {
+                let add = Word::drop_taken(me);
+                self.post_unwaited(primary, vec![Verb::FetchAdd { at: item.word_at(), add }]);
+            }
+            if let Some(o) = self.objects.get_mut(&item.name) {
+                o.guess = Some(Word(word.0.wrapping_add(Word::drop_taken(me))));
+                o.grab = None;
+            }
+        }
+    }
+
+    fn hint_free(&mut self, name: Name, slot: u32) {
+        match self.view.primary(name.shard()) {
+            Some(p) if p == self.config.node => self.free_hint(name, slot),
+            Some(p) => self.send(p, &Message::Free { name, slot }),
+            None => {}
+        }
+    }
+
+    fn locate(&mut self, op: &mut Op, w: &mut Write) -> Option<Flow> {
+        if !self.serving() {
+            return Some(self.refuse(op, w, CacheError::NoQuorum));
+        }
+        w.stage = Stage::Locating;
+        for i in 0..w.items.len() {
+            let item = &mut w.items[i];
+            item.candidates.clear();
+            item.guess = None;
+            item.slot = None;
+            let Some(primary) = self.view.primary(item.name.shard()) else {
+                return Some(self.refuse(op, w, CacheError::NoQuorum));
+            };
+            let known = self.objects.get(&item.name);
+            if primary == self.config.node {
+                item.slot = self.primary.slot(item.name);
+            } else {
+                item.slot = known.and_then(|o| o.slot);
+            }
+            item.found = Found::Known;
+            if item.slot.is_some() {
+                item.guess = known.and_then(|o| o.guess);
+            } else if primary != self.config.node {
+                let chain = vec![Engine::read_window(item.name, item.set)];
+                self.post(op, i as u16, primary, chain);
+            }
+        }
+        if op.pending > 0 { Some(Flow::Waits) } else { None }
+    }
+
+    fn located(&mut self, op: &mut Op, w: &mut Write) -> Option<Flow> {
+        for (part, result) in op.take() {
+            if let (Some(item), Part::Verbs(o)) = (w.items.get_mut(usize::from(part)), result) {
+                item.candidates = candidates(item.name, item.set, as_bytes(o.first()));
+                item.slot = item.candidates.pop();
+                item.found = Found::Window;
+            }
+        }
+        self.get_slots(op, w)
+    }
+
+    /// Asks the primaries for the slots of objects that have none.
+    fn get_slots(&mut self, op: &mut Op, w: &mut Write) -> Option<Flow> {
+        w.stage = Stage::Allocating;
+        for i in 0..w.items.len() {
+            let item = &w.items[i];
+            if item.slot.is_some() {
+                continue;
+            }
+            if item.must_exist() {
+                return Some(self.refuse(op, w, CacheError::Conflict));
+            }
+            if item.data.is_none() && w.items.len() == 1 && w.reads.is_empty() {
+                // There is nothing to remove.
+                self.unlock(item.name, op.id);
+                self.reply(op, Ok(Reply::Done));
+                return Some(Flow::Done);
+            }
+            let (name, len) = (item.name, item.data.as_ref().map_or(0, Vec::len) as u32);
+            let ticket = op.ticket(i as u16);
+            op.pending += 1;
+            match self.view.primary(name.shard()) {
+                Some(p) if p == self.config.node => {
+                    // The answer may come at once, while this operation is not in the table.
+                    self.local_allocations.push((name, len, Asker { node: p, ticket }));
+                }
+                Some(p) => self.send(p, &Message::Allocate { ticket, name, len }),
+                None => return Some(self.refuse(op, w, CacheError::NoQuorum)),
+            }
+        }
+        if op.pending > 0 { Some(Flow::Waits) } else { None }
+    }
+
+    fn have_slots(&mut self, op: &mut Op, w: &mut Write) -> Option<Flow> {
+        for (part, result) in op.take() {
+            match (w.items.get_mut(usize::from(part)), result) {
+                (Some(item), Part::Slot(Ok(slot))) if slot < item.set.slots() => {
+                    item.slot = Some(slot);
+                    item.found = Found::Bound;
+                }
+                (Some(_), Part::Slot(Err(CacheError::Gone))) => {
+                    // That node is not (or not yet) the primary.
+                    w.stage = Stage::Locate;
+                    w.relocations += 1;
+                    if w.relocations > RELOCATIONS {
+                        return Some(self.refuse(op, w, CacheError::Busy));
+                    }
+                    return Some(self.back_off(op));
+                }
+                (Some(_), Part::Slot(Err(e))) => return Some(self.refuse(op, w, e)),
+                _ => return Some(self.refuse(op, w, CacheError::Busy)),
+            }
+        }
+        w.turn = 0;
+        w.stage = Stage::Take;
+        None
+    }
+
+    /// Rule 7, for the next object.
+    fn take_word(&mut self, op: &mut Op, w: &mut Write) -> Option<Flow> {
+        if w.turn == w.items.len() {
+            w.stage = Stage::Check;
+            op.polls = 0;
+            return None;
+        }
+        let me = self.config.node;
+        let grabbed = self.grabbed_by(w.items[w.turn].name, w.client);
+        let item = &mut w.items[w.turn];
+        let Some(primary) = self.view.primary(item.name.shard()) else {
+            return Some(self.refuse(op, w, CacheError::NoQuorum));
+        };
+        let Some(slot) = item.slot else {
+            return Some(self.refuse(op, w, CacheError::Busy));
+        };
+        let [word, header] = Engine::read_word_and_header(item.name, item.set, slot);
+        let at = item.word_at();
+        item.by_grab = grabbed;
+        let first = match item.guess {
+            // Rule 9: it is this node's already.
+            _ if grabbed => Verb::FetchAdd { at, add: Word::BEGIN },
+            Some(g) => Verb::CompareSwap { at, expect: g.0, new: g.taken(me).0 },
+            None => word,
+        };
+        if grabbed && let Some(o) = self.objects.get_mut(&item.name) {
+            o.grab = None;
+        }
+        self.post(op, 0, primary, vec![first, header]);
+        w.stage = Stage::Taking;
+        Some(Flow::Waits)
+    }
+
+    fn taking(&mut self, op: &mut Op, w: &mut Write) -> Option<Flow> {
+        let me = self.config.node;
+        let outcomes = op.take_one();
+        let item = &mut w.items[w.turn];
+        let Some(word) = as_word(outcomes.first()) else {
+            return Some(self.refuse(op, w, CacheError::Busy));
+        };
+        if item.by_grab {
+            item.taken = Some(Word(word.0.wrapping_add(Word::BEGIN)));
+        } else if item.guess == Some(word) {
+            item.taken = Some(word.taken(me));
+        } else {
+            w.stage = Stage::Take;
+            if word.is_idle() {
+                item.guess = Some(word);
+                return None;
+            }
+            item.guess = None;
+            if self.now.saturating_sub(op.began) > PATIENCE {
+                return Some(self.refuse(op, w, CacheError::Busy));
+            }
+            return Some(self.back_off(op));
+        }
+        op.polls = 0;
+        let header = Header::decode(as_bytes(outcomes.get(1)));
+        if header.bound != item.name {
+            return Some(self.relocate(op, w));
+        }
+        let name = item.name;
+        if let Some(o) = self.objects.get_mut(&name) {
+            o.slot = item.slot;
+            o.guess = None;
+        }
+        let head = header.current(word);
+        let exists = head.is_some_and(|h| h.name == name && !h.tombstone);
+        item.before = head.map_or(0, |h| h.version);
+        item.version = item.before + 1;
+        if !exists && header.floor >= item.version {
+            // Beyond what the name may have had elsewhere; the other half, as any next version.
+            item.version = header.floor + 1;
+            item.version += u64::from((item.version ^ item.before) & 1 == 0);
+        }
+        let version = if exists { Version(item.before) } else { Version::ABSENT };
+        let fits = item.expects.iter().all(|e| match e {
+            Expect::Any => true,
+            Expect::Version(v) => *v == version,
+        });
+        if exists {
+            // Whatever happens now, the slot is in use.
+            item.found = Found::Known;
+        }
+        if !fits {
+            return Some(self.refuse(op, w, CacheError::Conflict));
+        }
+        w.turn += 1;
+        w.stage = Stage::Take;
+        None
+    }
+
+    /// A slot turned out to be another's: gives everything back and looks again.
+    fn relocate(&mut self, op: &mut Op, w: &mut Write) -> Flow {
+        self.release_words(w);
+        w.relocations += 1;
+        if w.relocations > RELOCATIONS {
+            return self.refuse(op, w, CacheError::Busy);
+        }
+        let item = &mut w.items[w.turn];
+        if let Some(o) = self.objects.get_mut(&item.name) {
+            o.slot = None;
+            o.guess = None;
+        }
+        w.turn = 0;
+        match (item.candidates.pop(), item.found) {
+            // Another slot whose tag is the same.
+            (Some(slot), Found::Window) => {
+                item.slot = Some(slot);
+                w.stage = Stage::Take;
+            }
+            // The window held only others: it is absent, and the primary may bind it.
+            (None, Found::Window) => {
+                item.slot = None;
+                w.stage = Stage::Locating;
+            }
+            _ => w.stage = Stage::Locate,
+        }
+        for item in &mut w.items {
+            item.guess = None;
+        }
+        self.back_off(op)
+    }
+
+    /// Rule 29: what was read is READ again after the last word is taken.
+    fn check_reads(&mut self, op: &mut Op, w: &mut Write) -> Option<Flow> {
+        w.stage = Stage::CheckLocating;
+        for i in 0..w.reads.len() {
+            let r = &mut w.reads[i];
+            r.candidates.clear();
+            r.checked = false;
+            let Some(primary) = self.view.primary(r.name.shard()) else {
+                return Some(self.refuse(op, w, CacheError::NoQuorum));
+            };
+            if primary == self.config.node {
+                r.slot = self.primary.slot(r.name);
+                continue;
+            }
+            r.slot = self.objects.get(&r.name).and_then(|o| o.slot);
+            r.remembered = r.slot.is_some();
+            if r.slot.is_none() {
+                let chain = vec![Engine::read_window(r.name, r.set)];
+                self.post(op, i as u16, primary, chain);
+            }
+        }
+        if op.pending > 0 { Some(Flow::Waits) } else { None }
+    }
+
+    fn reads_located(&mut self, op: &mut Op, w: &mut Write) -> Option<Flow> {
+        for (part, result) in op.take() {
+            if let (Some(r), Part::Verbs(o)) = (w.reads.get_mut(usize::from(part)), result) {
+                r.candidates = candidates(r.name, r.set, as_bytes(o.first()));
+                r.slot = r.candidates.pop();
+                r.remembered = false;
+            }
+        }
+        self.post_checks(op, w)
+    }
+
+    fn post_checks(&mut self, op: &mut Op, w: &mut Write) -> Option<Flow> {
+        w.stage = Stage::Checking;
+        for i in 0..w.reads.len() {
+            let r = &mut w.reads[i];
+            if r.checked {
+                continue;
+            }
+            match (r.slot, self.view.primary(r.name.shard())) {
+                (Some(slot), Some(primary)) => {
+                    let chain = Engine::read_word_and_header(r.name, r.set, slot).to_vec();
+                    self.post(op, i as u16, primary, chain);
+                }
+                (None, Some(_)) if !r.version.exists() => r.checked = true,
+                _ => return Some(self.refuse(op, w, CacheError::Conflict)),
+            }
+        }
+        if op.pending > 0 { Some(Flow::Waits) } else { None }
+    }
+
+    fn reads_checked(&mut self, op: &mut Op, w: &mut Write) -> Option<Flow> {
+        let (mut again, mut moved) = (false, false);
+        for (part, result) in op.take() {
+            let (Some(r), Part::Verbs(o)) = (w.reads.get_mut(usize::from(part)), result) else {
+                continue;
+            };
+            let Some(word) = as_word(o.first()) else { continue };
+            let header = Header::decode(as_bytes(o.get(1)));
+            if header.bound != r.name {
+                moved = true;
+                r.slot = r.candidates.pop();
+                if r.slot.is_none() && r.remembered {
+                    if let Some(known) = self.objects.get_mut(&r.name) {
+                        known.slot = None;
+                    }
+                    again = true;
+                }
+                continue;
+            }
+            if word.writing() {
+                again = true;
+                continue;
+            }
+            let now = header
+                .current(word)
+                .filter(|h| h.name == r.name && !h.tombstone)
+                .map_or(Version::ABSENT, |h| Version(h.version));
+            if now != r.version {
+                return Some(self.refuse(op, w, CacheError::Conflict));
+            }
+            r.checked = true;
+        }
+        if again {
+            op.polls += 1;
+            if op.polls > READ_POLLS {
+                return Some(self.refuse(op, w, CacheError::Conflict));
+            }
+            w.stage = Stage::Check;
+            return Some(self.back_off(op));
+        }
+        if moved {
+            return self.post_checks(op, w);
+        }
+        w.stage = Stage::Post;
+        None
+    }
+
+    /// Rules 8 and 20: everything at once, from here on never abandoned.
+    fn post_write(&mut self, op: &mut Op, w: &mut Write) -> Option<Flow> {
+        if !self.lease_valid() {
+            return Some(self.refuse(op, w, CacheError::NoQuorum));
+        }
+        let me = self.config.node;
+        if w.items.is_empty() {
+            // Only reads: all were as they had been at one moment.
+            self.reply(op, Ok(Reply::Done));
+            return Some(Flow::Done);
+        }
+        let single = w.items.len() == 1;
+        if !single && w.record.is_none() {
+            match self.redo_free.pop() {
+                Some(index) => w.record = Some(index),
+                None => {
+                    self.redo_waiting.push_back(op.id);
+                    return Some(Flow::Waits);
+                }
+            }
+        }
+        let mut chains: [Vec<Verb>; 16] = Default::default();
+        for item in &mut w.items {
+            let data = item.data.as_deref();
+            let head = Head::of(item.name, item.version, data);
+            item.buffer = half::buffer(&head, data.unwrap_or(&[]));
+            // Between the post and the commit nobody here may hit one object's old and another's
+            // new version; a single object's old one is right until the commit.
+            if !single {
+                self.publisher.void(item.name);
+            }
+        }
+        self.stats.writes += 1;
+        if single {
+            let item = &w.items[0];
+            let shard = item.name.shard();
+            for peer in self.view.replicas(shard).all().iter() {
+                let slot = item.slot.unwrap_or(0);
+                let chain =
+                    Engine::write_half(item.set, shard, slot, item.version, &item.buffer);
+                chains[usize::from(peer)].extend(chain);
+            }
+        } else {
+            let record = super::redo::encode(
+                w.items.iter().map(|i| (i.name, i.slot.unwrap_or(0), &i.buffer)),
+            );
+            let at = Address {
+                region: RegionId::Control,
+                offset: control::redo(me, w.record.unwrap_or(0)),
+            };
+            let len = record.len() as u32;
+            let data = Arc::new(record);
+            for peer in self.view.replicas(w.items[0].name.shard()).all().iter() {
+                let verb = Verb::Write { at, data: data.clone(), from: 0, len };
+                chains[usize::from(peer)].push(verb);
+            }
+        }
+        let live = self.view.slots().without(me);
+        for item in &w.items {
+            let sharers = item.taken.map_or(Slots::NONE, Word::sharers);
+            let offset = control::counter(layout::hash(item.name));
+            let at = Address { region: RegionId::Control, offset };
+            for peer in sharers.intersection(live).iter() {
+                chains[usize::from(peer)].push(Verb::FetchAdd { at, add: 1 });
+            }
+        }
+        for (peer, chain) in chains.into_iter().enumerate() {
+            if !chain.is_empty() {
+                self.post(op, peer as u16, peer as u8, chain);
+            }
+        }
+        w.stage = Stage::Posted;
+        Some(Flow::Waits)
+    }
+
+    /// Rule 10. All completions are in, or excused by the view that is in force.
+    fn commit(&mut self, op: &mut Op, w: &mut Write) -> Option<Flow> {
+        op.take();
+        if !self.lease_valid() {
+            self.lease_waiting.push(op.id);
+            return Some(Flow::Waits);
+        }
+        if w.items.len() == 1 {
+            self.publish_written(&w.items[0]);
+            self.reply(op, Ok(Reply::Done));
+            w.stage = Stage::Applied;
+            return None;
+        }
+        self.reply(op, Ok(Reply::Done));
+        // Rule 21: now the halves.
+        for i in 0..w.items.len() {
+            let item = &w.items[i];
+            if item.settled {
+                continue;
+            }
+            let shard = item.name.shard();
+            for peer in self.view.replicas(shard).all().iter() {
+                let slot = item.slot.unwrap_or(0);
+                let chain =
+                    Engine::write_half(item.set, shard, slot, item.version, &item.buffer);
+                self.post(op, i as u16, peer, chain);
+            }
+        }
+        w.stage = Stage::Applied;
+        if op.pending > 0 { Some(Flow::Waits) } else { None }
+    }
+
+    /// Rule 26: what this node's domains hit from now on.
+    fn publish_written(&mut self, item: &Item) {
+        let Some(data) = item.data.as_deref().filter(|_| !item.settled) else {
+            self.publisher.withdraw(item.name);
+            return;
+        };
+        let fact = Fact {
+            version: item.version,
+            c0: self.arena.control(control::counter(layout::hash(item.name))),
+            epoch: self.arena.control(control::shard_epoch(item.name.shard())),
+        };
+        let place = item.set.payload(item.name.shard(), item.slot.unwrap_or(0), item.version);
+        let payload = if self.replica_of(item.name) {
+            Payload::Own { place, len: data.len() as u32 }
+        } else {
+            Payload::Copy { set: item.set, data }
+        };
+        self.publisher.publish(item.set, item.name, fact, payload);
+    }
+
+    /// Rule 11, for every object; then the node's other operations may go on with them.
+    fn end(&mut self, op: &mut Op, w: &mut Write) -> Option<Flow> {
+        op.take();
+        let me = self.config.node;
+        let several = w.items.len() > 1;
+        let mut removals = false;
+        for i in 0..w.items.len() {
+            if several {
+                self.publish_written(&w.items[i]);
+            }
+            let item = &w.items[i];
+            let (Some(taken), Some(primary)) = (item.taken, self.view.primary(item.name.shard()))
+            else {
+                continue;
+            };
+            if item.settled {
+                continue;
+            }
+            let add = Word::end(me, taken.counts(), item.version.wrapping_sub(item.before));
+            let chain = vec![Verb::FetchAdd { at: item.word_at(), add }];
+            self.ub_ended(item.key());
+            if let Some(o) = self.objects.get_mut(&item.name) {
+                o.guess = Some(Word(taken.0.wrapping_add(add)));
+                o.grab = None;
+            }
+            if item.data.is_none() {
+                removals = true;
+                self.post(op, i as u16, primary, chain);
+            } else {
+                self.post_unwaited(primary, chain);
+            }
+        }
+        if let Some(index) = w.record.take() {
+            self.free_record(index);
+        }
+        for item in &w.items {
+            if item.set.set.waitable {
+                self.tell_changed(item.name);
+            }
+            // A removed object's slot is given back only after the end.
+            if item.data.is_some() || item.settled {
+                self.unlock(item.name, op.id);
+            }
+        }
+        w.stage = Stage::Ended;
+        Some(if removals { Flow::Waits } else { Flow::Done })
+    }
+
+    fn after_end(&mut self, op: &mut Op, w: &mut Write) -> Flow {
+        op.take();
+        for item in &w.items {
+            if let (None, false, Some(slot)) = (&item.data, item.settled, item.slot) {
+                self.hint_free(item.name, slot);
+            }
+            self.unlock(item.name, op.id);
+        }
+        Flow::Done
+    }
+
+    pub(super) fn free_record(&mut self, index: u64) {
+        self.redo_free.push(index);
+        if let Some(id) = self.redo_waiting.pop_front() {
+            self.ready.push_back(id);
+        }
+    }
+
+    /// Whether `client` holds a grab of the object.
+    pub(crate) fn grabbed_by(&self, name: Name, client: Option<ClientId>) -> bool {
+        self.objects
+            .get(&name)
+            .and_then(|o| o.grab)
+            .is_some_and(|g| Some(g.client) == client && self.now < g.until)
+    }
+
+    /// Rule 17. Words taken in shards whose words were made anew are gone; what was posted there
+    /// has been rolled forward.
+    pub(crate) fn resume_write(&mut self, op: &mut Op, w: &mut Write) -> bool {
+        if w.posted() {
+            for item in &mut w.items {
+                item.settled |= self.was_affected(item.name.shard());
+            }
+            return true;
+        }
+        if w.stage == Stage::Queueing {
+            return true;
+        }
+        // A word may have been taken by a chain whose outcome has not been looked at yet.
+        if w.stage == Stage::Taking {
+            let me = self.config.node;
+            let outcomes = op.take_one();
+            let item = &mut w.items[w.turn];
+            match as_word(outcomes.first()) {
+                Some(word) if item.by_grab => {
+                    item.taken = Some(Word(word.0.wrapping_add(Word::BEGIN)));
+                }
+                Some(word) if item.guess == Some(word) => item.taken = Some(word.taken(me)),
+                _ => {}
+            }
+        }
+        for item in &mut w.items {
+            if self.was_affected(item.name.shard()) {
+                item.taken = None;
+            }
+        }
+        self.release_words(w);
+        if let Some(index) = w.record.take() {
+            self.free_record(index);
+        }
+        self.redo_waiting.retain(|id| *id != op.id);
+        self.start_over(op);
+        w.turn = w.items.len();
+        w.stage = Stage::Locate;
+        true
+    }
+
+    /// What a caller is told that has waited too long: the write itself goes on.
+    pub(crate) fn outcome_unknown(&mut self, op: &mut Op, posted: bool) {
+        if matches!(op.caller, Caller::Request(..)) {
+            let e = if posted { CacheError::Unknown } else { CacheError::NoQuorum };
+            self.reply(op, Err(e));
+        }
+    }
+}
