@@ -189,6 +189,11 @@ impl CacheClient {
         self.get(name, &mut Vec::new()).await
     }
 
+    /// Bells rung on the ring to ccache since it was made, by all of this domain.
+    pub fn wakeups(&self) -> u64 {
+        self.0.ring.wakeups()
+    }
+
     /// What ccache knows of itself. For control and membership.
     pub async fn status(&self) -> Result<NodeStatus, CacheError> {
         self.request(&Request::Status).await
