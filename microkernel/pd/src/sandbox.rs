@@ -96,6 +96,8 @@ const COMMON: &[Row] = &[
     (libc::SYS_poll, Any),
     (libc::SYS_write, Is(0, LOG_FD)),
     (libc::SYS_writev, Is(0, LOG_FD)),
+    // std asks whether a descriptor is open before it closes it, in builds with debug assertions.
+    (libc::SYS_fcntl, Is(1, libc::F_GETFD as u64)),
     // What came over the kernel socket is closed once it is mapped.
     (libc::SYS_close, Any),
 ];
@@ -203,6 +205,8 @@ pub(crate) fn enter(role: &str, trace: bool) -> Result<(), SandboxError> {
     }
     rustix::process::set_dumpable_behavior(rustix::process::DumpableBehavior::NotDumpable)
         .map_err(std::io::Error::from)?;
+    // The first reading of the clock looks for the vDSO, in ways that need more than the rest.
+    let _ = crate::exec::now_ns();
     if trace {
         trace_violations();
     }
@@ -258,26 +262,22 @@ fn condition(check: Check) -> Result<Option<SeccompRule>, SandboxError> {
     Ok(Some(SeccompRule::new(vec![condition]).map_err(filter)?))
 }
 
-/// Lets SIGSYS say which system call it was.
+/// Lets SIGSYS say which system call it was, and with what first argument.
 fn trace_violations() {
-    extern "C" fn on_sigsys(_: libc::c_int, info: *mut libc::siginfo_t, _: *mut libc::c_void) {
-        // `si_syscall` stands behind three ints, padding and the call's address.
-        const SI_SYSCALL_AT: usize = 24;
-        // SAFETY: the host gives a valid siginfo of SIGSYS to an SA_SIGINFO handler; write and
-        // _exit are async-signal-safe, and both are allowed.
-        unsafe {
-            let number = *info.cast::<u8>().add(SI_SYSCALL_AT).cast::<libc::c_int>();
-            let mut line = *b"sandbox: forbidden system call      \n";
-            let mut n = number.unsigned_abs();
-            let mut at = line.len() - 2;
-            loop {
-                line[at] = b'0' + (n % 10) as u8;
-                n /= 10;
-                if n == 0 || at < 31 {
-                    break;
-                }
-                at -= 1;
+    extern "C" fn on_sigsys(_: libc::c_int, _: *mut libc::siginfo_t, context: *mut libc::c_void) {
+        fn hex(into: &mut [u8], mut n: u64) {
+            for digit in into.iter_mut().rev() {
+                *digit = b"0123456789abcdef"[(n & 15) as usize];
+                n >>= 4;
             }
+        }
+        // SAFETY: the host gives a valid context to an SA_SIGINFO handler; write, tgkill and _exit
+        // are async-signal-safe, and all are allowed.
+        unsafe {
+            let registers = &(*context.cast::<libc::ucontext_t>()).uc_mcontext.gregs;
+            let mut line = *b"sandbox: forbidden system call 0x... (0x................)\n";
+            hex(&mut line[33..36], registers[libc::REG_RAX as usize] as u64);
+            hex(&mut line[40..56], registers[libc::REG_RDI as usize] as u64);
             libc::write(2, line.as_ptr().cast(), line.len());
             libc::signal(libc::SIGSYS, libc::SIG_DFL);
             libc::syscall(libc::SYS_tgkill, libc::getpid(), libc::gettid(), libc::SIGSYS);
