@@ -8,9 +8,9 @@ use crate::cap::{Cap, Object};
 use crate::derivation::SlotId;
 use crate::endpoint::Endpoint;
 use crate::event::Invocation;
-use crate::id::PdId;
+use crate::id::{EndpointId, NotificationId, PdId, ReplyId};
 use crate::kernel::Kernel;
-use crate::limits::RETYPE_OBJECTS;
+use crate::limits::{MADE_PER_PD, RETYPE_OBJECTS};
 use crate::notification::Notification;
 use crate::pd::State;
 use crate::reply::Reply;
@@ -75,13 +75,20 @@ impl Kernel {
         if (offset..end).any(|i| cnode.slot(i).is_none_or(|s| !self.slots.is_empty(s))) {
             return Err(Error::DeleteFirst);
         }
-        let room = match kind {
-            ObjectType::EndpointObject => self.endpoints.room(),
-            ObjectType::NotificationObject => self.notifications.room(),
-            ObjectType::ReplyObject => self.replies.room(),
+        let by = Some(payer);
+        let made = match kind {
+            ObjectType::EndpointObject => {
+                self.endpoints.iter::<EndpointId>().filter(|(_, o)| o.payer == by).count()
+            }
+            ObjectType::NotificationObject => {
+                self.notifications.iter::<NotificationId>().filter(|(_, o)| o.payer == by).count()
+            }
+            ObjectType::ReplyObject => {
+                self.replies.iter::<ReplyId>().filter(|(_, o)| o.payer == by).count()
+            }
             _ => return Err(Error::InvalidArgument),
         };
-        if room < count as usize {
+        if made + count as usize > MADE_PER_PD {
             return Err(Error::NotEnoughMemory);
         }
         self.charge(payer, count as u32)?;

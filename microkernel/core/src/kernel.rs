@@ -24,7 +24,7 @@ use heapless::Vec;
 /// How a system call went: an answer now, none yet (it waits, or the host will answer), or refused.
 pub(crate) type Outcome = Result<Option<Delivery>, Error>;
 
-/// The kernel. Large (about 4 MiB): keep it in a `static` (`Kernel::new` is `const` and all zero
+/// The kernel. Large (about 4 MiB, mostly untouched): keep it in a `static` (`Kernel::new` is `const` and all zero
 /// bytes, so it takes no room in the program's file), not on a stack.
 pub struct Kernel {
     pub(crate) slots: Slots,
@@ -153,6 +153,10 @@ impl Kernel {
         if server.is_some_and(|s| self.pd_state(s).is_none()) {
             return Err(Error::InvalidArgument);
         }
+        let declared = self.endpoints.iter::<EndpointId>().filter(|(_, e)| e.payer.is_none());
+        if declared.count() == limits::DECLARED {
+            return Err(Error::NotEnoughMemory);
+        }
         let id =
             self.endpoints.insert(Endpoint::new(None, server)).ok_or(Error::NotEnoughMemory)?;
         self.own_cap(Object::Endpoint(id), 0)?;
@@ -161,6 +165,10 @@ impl Kernel {
 
     /// Declares a notification. [`Error::NotEnoughMemory`] when there is no room.
     pub fn declare_notification(&mut self) -> Result<NotificationId, Error> {
+        let declared = self.notifications.iter::<NotificationId>();
+        if declared.filter(|(_, n)| n.payer.is_none()).count() == limits::DECLARED {
+            return Err(Error::NotEnoughMemory);
+        }
         let id =
             self.notifications.insert(Notification::new(None)).ok_or(Error::NotEnoughMemory)?;
         self.own_cap(Object::Notification(id), 0)?;

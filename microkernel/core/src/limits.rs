@@ -6,15 +6,20 @@ pub const PDS: usize = 64;
 pub const SLOTS: usize = 16384 + KERNEL_SLOTS;
 /// Slots for the first capabilities of declared objects.
 pub const KERNEL_SLOTS: usize = 2048;
+/// Endpoints, notifications and reply objects, of each kind, that one PD may make. The tables hold
+/// that many for every PD, so that no PD can take another's place.
+pub const MADE_PER_PD: usize = 56;
+/// Endpoints and notifications, of each kind, that may be declared.
+pub const DECLARED: usize = 512;
 /// Endpoints.
-pub const ENDPOINTS: usize = 512;
+pub const ENDPOINTS: usize = PDS * MADE_PER_PD + DECLARED;
 /// Notifications.
-pub const NOTIFICATIONS: usize = 1024;
+pub const NOTIFICATIONS: usize = PDS * MADE_PER_PD + DECLARED;
 /// Reply objects.
-pub const REPLIES: usize = 1024;
-/// Memory regions, declared and made.
+pub const REPLIES: usize = PDS * MADE_PER_PD;
+/// Memory regions, declared and made. Shared by the PDs that are granted the region pool.
 pub const REGIONS: usize = 2048;
-/// Stubs: POSIX address spaces on one node.
+/// Stubs: POSIX address spaces on one node. Shared by the PDs that are granted the stub pool.
 pub const STUBS: usize = 4096;
 /// Operations that one PD may have waiting. The table holds them for every PD, so that no PD can
 /// take another's place.

@@ -4,7 +4,9 @@ use clustix_abi::{
     Error, Fault, Hosted, Invocation as Label, MessageInfo, ObjectType, Rights, Syscall, slot,
 };
 use clustix_kernel_core::event::MESSAGE_CAPS;
-use clustix_kernel_core::limits::{ACTIONS, CHANNELS_PER_PD, REGIONS, STUBS, WAITS_PER_PD};
+use clustix_kernel_core::limits::{
+    ACTIONS, CHANNELS_PER_PD, MADE_PER_PD, REGIONS, STUBS, WAITS_PER_PD,
+};
 use clustix_kernel_core::{
     Action, Delivery, EndpointId, Event, Grant, Invocation, Kernel, Message, Object, PdDeclaration,
     PdId, RegionId, Request, StubId,
@@ -165,6 +167,41 @@ fn channels_are_bounded_per_client() {
     assert_eq!(made(&mut k, one_more), Err(Error::NotEnoughMemory));
     k.handle(Event::Invoke(delete(client, 21)));
     assert!(made(&mut k, one_more).is_ok());
+    assert_eq!(k.check(), Ok(()));
+}
+
+#[test]
+fn what_one_pd_makes_leaves_the_others_their_share() {
+    let mut k = kernel();
+    let pds: Vec<PdId> = (0..64)
+        .map(|_| {
+            let pd = PdDeclaration { budget: 256, ..PdDeclaration::new(7) };
+            k.declare_pd(pd).unwrap()
+        })
+        .collect();
+    let kinds =
+        [ObjectType::EndpointObject, ObjectType::NotificationObject, ObjectType::ReplyObject];
+    for kind in kinds {
+        for pd in &pds {
+            let incarnation = k.pd_incarnation(*pd).unwrap();
+            k.handle(Event::PdDied { pd: *pd, incarnation, status: 0 });
+            k.handle(Event::Start { pd: *pd });
+        }
+        for pd in &pds {
+            let mut make = |offset, count| {
+                let words = [kind.number(), 0, 0, 0, offset, count];
+                let label = Label::UntypedRetype.number();
+                let inv = call(*pd, slot::UNTYPED, label, &words, &[slot::CNODE]);
+                own(k.handle(Event::Invoke(inv)), *pd).unwrap().map(|_| ())
+            };
+            assert_eq!(make(16, MADE_PER_PD as u64), Ok(()));
+            assert_eq!(make(100, 1), Err(Error::NotEnoughMemory));
+        }
+    }
+    for pd in &pds {
+        k.handle(Event::PdDied { pd: *pd, incarnation: 3, status: 0 });
+        assert_eq!(k.pd_budget(*pd), Some((0, 256)));
+    }
     assert_eq!(k.check(), Ok(()));
 }
 

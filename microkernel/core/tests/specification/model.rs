@@ -6,7 +6,9 @@ use clustix_abi::{
     Error, Fault, GuardData, Hosted, Invocation as Label, MessageInfo, ObjectType, Rights, Syscall,
 };
 use clustix_kernel_core::event::MESSAGE_WORDS;
-use clustix_kernel_core::limits::{CHANNELS_PER_PD, REGION_LENGTH, RETYPE_OBJECTS, WAITS_PER_PD};
+use clustix_kernel_core::limits::{
+    CHANNELS_PER_PD, MADE_PER_PD, REGION_LENGTH, RETYPE_OBJECTS, WAITS_PER_PD,
+};
 use clustix_kernel_core::{Invocation, State};
 use std::collections::{BTreeMap, BTreeSet};
 
@@ -710,6 +712,13 @@ impl Model {
             ObjectType::ReplyObject => Kind::Reply,
             _ => return Err(Error::InvalidArgument),
         };
+        let made = self.objects.values().filter(|o| {
+            o.payer == Some(payer)
+                && std::mem::discriminant(&o.kind) == std::mem::discriminant(&kind)
+        });
+        if made.count() as u64 + count > MADE_PER_PD as u64 {
+            return Err(Error::NotEnoughMemory);
+        }
         self.charge(payer, count)?;
         let parent = self.child_of(untyped);
         for i in offset..end {
