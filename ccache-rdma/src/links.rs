@@ -242,8 +242,7 @@ impl Links {
         while self.halves.len() + self.links.len() < MAX_LINKS {
             let flags = SocketFlags::CLOEXEC | SocketFlags::NONBLOCK;
             let Ok(stream) = accept_with(listener, flags) else { return };
-            let ours = sockopt::socket_peercred(&stream)
-                .is_ok_and(|c| c.uid == self.owner);
+            let ours = sockopt::socket_peercred(&stream).is_ok_and(|c| c.uid == self.owner);
             if ours {
                 self.halves.push(Half { stream, to: None, until: now + PATIENCE });
             }
@@ -253,12 +252,13 @@ impl Links {
     /// Kills the ccache of a peer that does not leave this node's memory (rule 33). Its node ends
     /// with it.
     pub fn kill(&self, slot: u8) {
-        if let Some(process) = self.links.iter().find(|l| l.slot == slot).and_then(|l| l.process.as_ref()) {
+        if let Some(process) =
+            self.links.iter().find(|l| l.slot == slot).and_then(|l| l.process.as_ref())
+        {
             // It may be dead already, which is what is wanted.
             let _ = pidfd_send_signal(process, Signal::KILL);
         }
     }
-
 }
 
 #[cfg(test)]

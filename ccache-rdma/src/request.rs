@@ -600,3 +600,116 @@ pub fn shards(numbers: &[u16]) -> Vec<Shard> {
 }
 
 const _: () = assert!(CLASSES <= 8, "rights have eight bits per kind");
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use proptest::prelude::*;
+
+    fn name() -> impl Strategy<Value = Name> {
+        let sets = set::SETS.iter().map(|d| d.id).collect::<Vec<_>>();
+        (proptest::sample::select(sets), 0..SHARDS, any::<u64>())
+            .prop_map(|(set, shard, id)| Name::new(set, Shard(shard), id.into()))
+    }
+
+    fn write() -> impl Strategy<Value = Write> {
+        let expect =
+            prop_oneof![Just(Expect::Any), any::<u64>().prop_map(|v| Expect::Version(Version(v)))];
+        let data = proptest::option::of(proptest::collection::vec(any::<u8>(), 1..200));
+        (name(), expect, data).prop_map(|(name, expect, data)| Write { name, expect, data })
+    }
+
+    fn request() -> impl Strategy<Value = Request> {
+        let versions = proptest::collection::vec((name(), any::<u64>().prop_map(Version)), 0..4);
+        let after = || proptest::option::of(name());
+        prop_oneof![
+            name().prop_map(|name| Request::Get { name }),
+            name().prop_map(|name| Request::Grab { name }),
+            name().prop_map(|name| Request::Release { name }),
+            (versions, proptest::collection::vec(write(), 0..6))
+                .prop_map(|(reads, writes)| Request::Transact(Transaction { reads, writes })),
+            (any::<u64>(), any::<u32>()).prop_map(|(v, word)| Request::Wait {
+                on: vec![(Name::numbered(set::PIPE, v), Version(v))],
+                word
+            }),
+            after().prop_map(|after| Request::List { set: set::INODE, after }),
+            after().prop_map(|after| Request::Objects { set: None, after }),
+            (any::<bool>(), after())
+                .prop_map(|(everything, after)| Request::Dump { everything, after }),
+            Just(Request::Status),
+            Just(Request::NextEvent),
+        ]
+    }
+
+    proptest! {
+        #[test]
+        fn what_was_written_is_read(r in request()) {
+            let mut bytes = Vec::new();
+            let label = r.encode(&mut bytes);
+            match Request::decode(label, &bytes) {
+                Ok(back) => prop_assert_eq!(back, r),
+                // The only ones that may be refused are transactions that no cache takes.
+                Err(e) => {
+                    prop_assert_eq!(e, CacheError::Invalid);
+                    let Request::Transact(t) = r else { panic!("{r:?}") };
+                    prop_assert!(check_transaction(&t).is_err());
+                }
+            }
+        }
+
+        #[test]
+        fn noise_is_refused_or_is_a_checked_request(
+            label in 0..20u32,
+            bytes in proptest::collection::vec(any::<u8>(), 0..300),
+        ) {
+            if let Ok(r) = Request::decode(label, &bytes) {
+                let _ = r.check(Rights::default());
+                if let Request::Transact(t) = &r {
+                    prop_assert_eq!(check_transaction(t), Ok(()));
+                }
+            }
+        }
+
+        #[test]
+        fn a_byte_changed_or_missing_never_breaks_the_reader(
+            r in request(),
+            at in any::<proptest::sample::Index>(),
+            with in any::<u8>(),
+        ) {
+            let mut bytes = Vec::new();
+            let label = r.encode(&mut bytes);
+            if bytes.is_empty() { return Ok(()) }
+            let at = at.index(bytes.len());
+            bytes[at] = with;
+            let _ = Request::decode(label, &bytes);
+            let _ = Request::decode(label, &bytes[..at]);
+        }
+
+        #[test]
+        fn only_the_rights_it_needs_let_a_request_through(w in write()) {
+            let class = check_name(w.name).unwrap().class;
+            let r = Request::Transact(Transaction { reads: vec![], writes: vec![w] });
+            prop_assert_eq!(r.check(Rights::write(class)), Ok(()));
+            let others = Rights(u64::MAX & !Rights::write(class).0);
+            prop_assert_eq!(r.check(others), Err(CacheError::Denied));
+        }
+    }
+
+    #[test]
+    fn control_and_membership_are_rights_of_their_own() {
+        let all_classes =
+            Class::ALL.into_iter().fold(Rights::default(), |r, c| r.and(Rights::full(c)));
+        for r in [Request::NextEvent, Request::InstallView(View::default())] {
+            assert_eq!(r.check(all_classes.and(Rights::CONTROL)), Err(CacheError::Denied));
+            assert_eq!(r.check(Rights::MEMBER), Ok(()));
+        }
+        for r in [
+            Request::Restore(vec![]),
+            Request::Dump { everything: false, after: None },
+            Request::Objects { set: None, after: None },
+        ] {
+            assert_eq!(r.check(all_classes.and(Rights::MEMBER)), Err(CacheError::Denied));
+            assert_eq!(r.check(Rights::CONTROL), Ok(()));
+        }
+    }
+}

@@ -168,6 +168,8 @@ pub struct Service {
     view: View,
     actions: VecDeque<Action>,
     scratch: Vec<Action>,
+    /// Chains to peers that cannot be reached: their errors.
+    refused: Vec<(u8, Token)>,
     outboxes: Vec<Outbox>,
     pending: HashMap<u64, Pending>,
     waits: HashMap<u64, Waiter>,
@@ -245,8 +247,7 @@ impl Service {
             parts.arena.clone(),
         );
         let links = Links::new(slot, incarnation, parts.listener.take(), parts.arena.clone());
-        let outbox =
-            || Outbox { way: Way::Closed, posts: VecDeque::new(), sends: VecDeque::new() };
+        let outbox = || Outbox { way: Way::Closed, posts: VecDeque::new(), sends: VecDeque::new() };
         Service {
             engine,
             fabric: ShmFabric::new(slot, incarnation, parts.arena.clone()),
@@ -256,6 +257,7 @@ impl Service {
             view: View::default(),
             actions: VecDeque::new(),
             scratch: Vec::new(),
+            refused: Vec::new(),
             outboxes: (0..MAX_NODES).map(|_| outbox()).collect(),
             pending: HashMap::new(),
             waits: HashMap::new(),
@@ -336,6 +338,10 @@ impl Service {
                 self.carry_out(action);
             }
             self.flush();
+            for (peer, token) in std::mem::take(&mut self.refused) {
+                let result = Err(FabricError::Unreachable);
+                self.step(Event::Completed { peer, token, result });
+            }
             self.fabric.poll(exec::now_ns(), &mut news);
             if news.is_empty() && self.actions.is_empty() {
                 return worked;
@@ -366,7 +372,9 @@ impl Service {
             }
             FabricEvent::Revoked { peer } => self.step(Event::Revoked { peer }),
             FabricEvent::Stuck { peer } => {
-                eprintln!("ccache: node {peer} was evicted and does not leave: its ccache is killed");
+                eprintln!(
+                    "ccache: node {peer} was evicted and does not leave: its ccache is killed"
+                );
                 self.links.kill(peer);
                 self.look_at = 0;
             }
@@ -377,11 +385,13 @@ impl Service {
         match action {
             Action::Post { peer, token, chain } => {
                 metrics::add("clustix_fabric_verbs_total", chain.len() as u64);
+                if peer == self.parts.slot {
+                    return self.fabric.post(peer, token, &chain);
+                }
                 match self.outboxes.get_mut(usize::from(peer)) {
-                    Some(o) if peer != self.parts.slot && matches!(o.way, Way::Opening(_)) => {
-                        o.posts.push_back((token, chain));
-                    }
-                    _ => self.fabric.post(peer, token, &chain),
+                    Some(o) if o.way == Way::Open => self.fabric.post(peer, token, &chain),
+                    Some(o) if o.way != Way::Closed => o.posts.push_back((token, chain)),
+                    _ => self.refused.push((peer, token)),
                 }
             }
             Action::Send { peer, bytes } => {
@@ -401,14 +411,7 @@ impl Service {
             }
             Action::Revoke { peer } => {
                 self.fabric.revoke(exec::now_ns(), peer);
-                if let Some(o) = self.outboxes.get_mut(usize::from(peer)) {
-                    o.way = Way::Closed;
-                    o.sends.clear();
-                    // The fabric answers each with an error.
-                    for (token, chain) in o.posts.drain(..) {
-                        self.fabric.post(peer, token, &chain);
-                    }
-                }
+                self.close(peer);
             }
             Action::Connect { peer, incarnation } => {
                 if let Some(o) = self.outboxes.get_mut(usize::from(peer)) {
@@ -421,6 +424,15 @@ impl Service {
                 self.rebuilt.push((slot, epoch, shards.clone()));
                 self.tell(MemberEvent::Rebuilt { slot, epoch, shards });
             }
+        }
+    }
+
+    /// From now on nothing of this node's acts in that peer's memory.
+    fn close(&mut self, peer: u8) {
+        if let Some(o) = self.outboxes.get_mut(usize::from(peer)) {
+            o.way = Way::Closed;
+            o.sends.clear();
+            self.refused.extend(o.posts.drain(..).map(|(token, _)| (peer, token)));
         }
     }
 
@@ -462,9 +474,9 @@ impl Service {
     }
 
     fn waiting_for_room(&self) -> bool {
-        self.outboxes.iter().any(|o| {
-            matches!(o.way, Way::Opening(_)) || o.way == Way::Open && !o.sends.is_empty()
-        })
+        self.outboxes
+            .iter()
+            .any(|o| matches!(o.way, Way::Opening(_)) || o.way == Way::Open && !o.sends.is_empty())
     }
 
     // -- Timers -------------------------------------------------------------------------------
@@ -495,12 +507,10 @@ impl Service {
     fn renew(&mut self, now: u64) {
         let before = self.lease.end();
         let Some((number, peers)) = self.lease.send(now) else { return };
-        let at = Address {
-            region: RegionId::Control,
-            offset: control::heartbeat(self.parts.slot),
-        };
+        let at = Address { region: RegionId::Control, offset: control::heartbeat(self.parts.slot) };
         for peer in peers.iter() {
-            if self.fabric.connected(peer) {
+            let open = self.outboxes.get(usize::from(peer)).is_some_and(|o| o.way == Way::Open);
+            if open {
                 let verb = Verb::WriteWord { at, word: number };
                 self.fabric.post(peer, Token(Token::SHELL | number), &[verb]);
             }
@@ -529,7 +539,10 @@ impl Service {
                     let way = self.outboxes.get(usize::from(slot)).map(|o| o.way);
                     let next = matches!(way, Some(Way::Opening(i)) if i != incarnation);
                     if !next {
+                        // Rule 34: what this node would still write there is not written, and
+                        // counts for no lease; only then is the death told.
                         self.fabric.dead(slot);
+                        self.close(slot);
                     }
                     opinions.extend(self.watch.broken(slot, incarnation));
                 }
@@ -577,9 +590,7 @@ impl Service {
         let old: Vec<u64> = self
             .waits
             .iter()
-            .filter(|(_, w)| {
-                now.saturating_sub(w.since) > WAIT_AGE || !live.contains(&w.channel)
-            })
+            .filter(|(_, w)| now.saturating_sub(w.since) > WAIT_AGE || !live.contains(&w.channel))
             .map(|(id, _)| *id)
             .collect();
         for id in old {
@@ -777,15 +788,10 @@ fn is_volatile(name: Name) -> bool {
 }
 
 /// Answers what concerns volatile objects from the slab; `None`: the engine's.
-fn volatile(
-    slab: Option<&Slab>,
-    slot: u8,
-    request: &Request,
-) -> Option<Result<Reply, CacheError>> {
+fn volatile(slab: Option<&Slab>, slot: u8, request: &Request) -> Option<Result<Reply, CacheError>> {
     let slab = || slab.ok_or(CacheError::Invalid);
-    let of_set = |set: u16| {
-        set::descriptor(set).is_some_and(|d| d.durability == Durability::Volatile)
-    };
+    let of_set =
+        |set: u16| set::descriptor(set).is_some_and(|d| d.durability == Durability::Volatile);
     match request {
         Request::Get { name } if is_volatile(*name) => {
             let mut data = Vec::new();
@@ -793,7 +799,11 @@ fn volatile(
         }
         // Only the domain that has the slab writes it.
         Request::Transact(t)
-            if t.writes.iter().map(|w| w.name).chain(t.reads.iter().map(|r| r.0)).any(is_volatile) =>
+            if t.writes
+                .iter()
+                .map(|w| w.name)
+                .chain(t.reads.iter().map(|r| r.0))
+                .any(is_volatile) =>
         {
             Some(Err(CacheError::Denied))
         }

@@ -68,9 +68,7 @@ impl State {
                 .is_some_and(|m| m.incarnation == *incarnation && v.members.len() > 1)
                 .then(|| v.without(*slot)),
             Command::Join(m)
-                if v.epoch > 0
-                    && usize::from(m.slot) < MAX_NODES
-                    && v.member(m.slot).is_none() =>
+                if v.epoch > 0 && usize::from(m.slot) < MAX_NODES && v.member(m.slot).is_none() =>
             {
                 Some(v.with(m))
             }

@@ -69,6 +69,33 @@ pub enum Step {
     SetVoters(BTreeSet<u64>),
 }
 
+impl std::fmt::Display for Step {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        let nodes =
+            |ids: &BTreeSet<u64>| -> Vec<(u8, u64)> { ids.iter().map(|id| node_of(*id)).collect() };
+        match self {
+            Step::Propose(Command::Rebuilt { slot, epoch, shards }) => {
+                write!(f, "{} shards were copied to node {slot} in view {epoch}", shards.len())
+            }
+            Step::Propose(Command::First(members)) => {
+                write!(f, "the first view: {} members", members.len())
+            }
+            Step::Propose(Command::Evict { slot, incarnation }) => {
+                write!(f, "node {slot} (incarnation {incarnation}) is evicted")
+            }
+            Step::Propose(Command::Join(m)) => {
+                write!(f, "node {} (incarnation {}) joins", m.slot, m.incarnation)
+            }
+            Step::Propose(Command::Rehome { to, shards }) => {
+                write!(f, "{} shards move to node {to}", shards.len())
+            }
+            Step::AddLearner(id) => write!(f, "the log goes to {:?}", node_of(*id)),
+            Step::RemoveLearners(ids) => write!(f, "the log no more goes to {:?}", nodes(ids)),
+            Step::SetVoters(ids) => write!(f, "voters are {:?}", nodes(ids)),
+        }
+    }
+}
+
 impl Situation {
     /// The next step, if there is one.
     pub fn decide(&self) -> Option<Step> {
@@ -82,15 +109,13 @@ impl Situation {
         let all = self.voters.iter().all(|v| self.ready.contains_key(v));
         let waited = self.now.saturating_sub(self.leading_since) > FIRST_WAIT;
         let enough = self.ready.len() > self.voters.len() / 2;
-        (all || waited && enough).then(|| {
-            Step::Propose(Command::First(self.ready.values().cloned().collect()))
-        })
+        (all || waited && enough)
+            .then(|| Step::Propose(Command::First(self.ready.values().cloned().collect())))
     }
 
     fn suspects(&self, id: u64, slot: u8, incarnation: u64) -> bool {
         self.reports.get(&id).is_some_and(|r| {
-            self.now.saturating_sub(r.at) < REPORT_AGE
-                && r.suspects.contains(&(slot, incarnation))
+            self.now.saturating_sub(r.at) < REPORT_AGE && r.suspects.contains(&(slot, incarnation))
         })
     }
 

@@ -3,13 +3,13 @@
 
 use crate::TypeConfig;
 use clustix_ccache::view::{Member, View};
+use openraft::BasicNode;
 use openraft::error::{InstallSnapshotError, NetworkError, RPCError, RaftError, Unreachable};
 use openraft::network::{Backoff, RPCOption, RaftNetwork, RaftNetworkFactory};
 use openraft::raft::{
     AppendEntriesRequest, AppendEntriesResponse, InstallSnapshotRequest, InstallSnapshotResponse,
     VoteRequest, VoteResponse,
 };
-use openraft::BasicNode;
 use serde::de::DeserializeOwned;
 use serde::{Deserialize, Serialize};
 use std::io::{Error, ErrorKind};
@@ -106,7 +106,11 @@ pub async fn receive<T: DeserializeOwned>(stream: &mut UnixStream) -> std::io::R
 }
 
 /// One call on a connection of its own.
-pub async fn call_once(path: &str, envelope: &Envelope, bound: Duration) -> std::io::Result<Answer> {
+pub async fn call_once(
+    path: &str,
+    envelope: &Envelope,
+    bound: Duration,
+) -> std::io::Result<Answer> {
     let call = async {
         let mut stream = UnixStream::connect(path).await?;
         send(&mut stream, envelope).await?;

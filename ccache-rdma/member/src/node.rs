@@ -105,17 +105,23 @@ type Rebuilt = (u8, u64, Vec<u16>);
 
 /// What other members tell this one's loop.
 enum Told {
-    Report { from: u64, suspects: Vec<(u8, u64)> },
+    Report {
+        from: u64,
+        suspects: Vec<(u8, u64)>,
+    },
     Rebuilt(Rebuilt),
     Join(Member),
-    Ready { id: u64, member: Member },
+    Ready {
+        id: u64,
+        member: Member,
+    },
     /// Another member's view, asked for since this one hears of no leader.
     View(View),
 }
 
 /// Runs a member until its node is evicted or something it needs goes away. `listener` is bound
 /// to [`Config::member_socket`], and only processes of the user `owner` are answered; `region` is the memory region `raft`; `events` come from the
-/// node's ccache, `views` go there, in order, and `evicted` with a view that ends this node.
+/// node's ccache, `views` go there, in order; the last may be one without this node, which ends it.
 pub async fn run(
     config: Config,
     listener: UnixListener,
@@ -146,8 +152,9 @@ pub async fn run(
         .await
         .map_err(|e| Ended::Raft(e.to_string()))?;
     let (tell, told) = mpsc::channel(256);
-    let server = tokio::spawn(serve(listener, owner, raft.clone(), me, state.clone(), tell.clone()));
-    let forwarder = tokio::spawn(forward(config.clone(), from_machine, views));
+    let server =
+        tokio::spawn(serve(listener, owner, raft.clone(), me, state.clone(), tell.clone()));
+    let forwarder = tokio::spawn(forward(config.clone(), from_machine, views.clone()));
     if pristine
         && let Start::First(first) = &config.start
         && first.iter().map(|(slot, _)| *slot).min() == Some(config.slot)
@@ -161,7 +168,7 @@ pub async fn run(
             tracing::debug!("initialize: {e}");
         }
     }
-    let governor = Governor::new(config, raft.clone(), state, tell);
+    let governor = Governor::new(config, raft.clone(), state, tell, views);
     let why = governor.run(events, told, forwarder).await;
     server.abort();
     let _ = timeout(STEP_BOUND, raft.shutdown()).await;
@@ -277,6 +284,7 @@ struct Governor {
     raft: Raft<TypeConfig>,
     state: watch::Receiver<State>,
     tell: mpsc::Sender<Told>,
+    views: mpsc::Sender<View>,
     /// Since when this node's ccache suspects them.
     own: BTreeMap<(u8, u64), u64>,
     reports: BTreeMap<u64, Report>,
@@ -298,12 +306,14 @@ impl Governor {
         raft: Raft<TypeConfig>,
         state: watch::Receiver<State>,
         tell: mpsc::Sender<Told>,
+        views: mpsc::Sender<View>,
     ) -> Governor {
         Governor {
             config,
             raft,
             state,
             tell,
+            views,
             own: BTreeMap::new(),
             reports: BTreeMap::new(),
             joins: Vec::new(),
@@ -402,7 +412,10 @@ impl Governor {
                     && theirs.well_formed()
                     && !here(&theirs)
                 {
-                    return Some(Ended::Evicted { slot, incarnation, epoch: theirs.epoch });
+                    let epoch = theirs.epoch;
+                    // It ends the node's ccache, which then ends this process too.
+                    let _ = self.views.try_send(theirs);
+                    return Some(Ended::Evicted { slot, incarnation, epoch });
                 }
             }
         }
@@ -541,11 +554,11 @@ impl Governor {
             }
         };
         let Some(step) = situation.decide() else { return };
-        tracing::info!("membership: {step:?}");
+        eprintln!("member: {step}");
         let (raft, config) = (self.raft.clone(), self.config.clone());
         self.step = Some(tokio::spawn(async move {
             if timeout(STEP_BOUND, take(&raft, &config, step)).await.is_err() {
-                tracing::info!("membership: that step took too long");
+                eprintln!("member: that took too long");
             }
         }));
     }
@@ -568,7 +581,7 @@ async fn take(raft: &Raft<TypeConfig>, config: &Config, step: Step) {
             .map(|e| e.to_string()),
     };
     if let Some(e) = failed {
-        tracing::info!("membership: that step failed: {e}");
+        eprintln!("member: that failed: {e}");
     }
 }
 

@@ -56,6 +56,11 @@ pub fn main(mut boot: Boot) -> ! {
             Err(e) => Ended::Start(e),
         }
     });
+    if let Ended::Evicted { .. } = ended {
+        eprintln!("member: {ended}");
+        // ccache has been told and ends the node, this process with it.
+        std::thread::sleep(std::time::Duration::from_secs(10));
+    }
     fail(&ended)
 }
 

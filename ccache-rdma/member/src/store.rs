@@ -164,8 +164,7 @@ impl RaftLogStorage<TypeConfig> for Store {
         I: IntoIterator<Item = Entry<TypeConfig>> + Send,
         I::IntoIter: Send,
     {
-        let done =
-            self.change(|i| i.log.extend(entries.into_iter().map(|e| (e.log_id.index, e))));
+        let done = self.change(|i| i.log.extend(entries.into_iter().map(|e| (e.log_id.index, e))));
         callback.log_io_completed(done);
         Ok(())
     }
@@ -266,8 +265,7 @@ impl RaftStateMachine<TypeConfig> for Machine {
         let mut results = Vec::new();
         for e in entries {
             self.now.applied = Some(e.log_id);
-            let mut result =
-                Applied { epoch: self.now.state.view.epoch, changed: false };
+            let mut result = Applied { epoch: self.now.state.view.epoch, changed: false };
             match e.payload {
                 EntryPayload::Blank => {}
                 EntryPayload::Normal(command) => {

@@ -221,3 +221,43 @@ fn one_suspicion_that_is_withdrawn_evicts_nobody_and_the_evicted_hears_of_it() {
     nodes[0].kill();
     nodes[1].kill();
 }
+
+#[test]
+fn a_cluster_grows_from_one_node() {
+    let dir = Dir::new("grow");
+    let mut nodes = first(&dir.0, 1);
+    let v = nodes[0].view("first view", |_| true);
+    assert_eq!(slots(&v), [0]);
+    for slot in 1..4u8 {
+        nodes.push(Node::start(&dir.0, slot, 7, Start::Join));
+        for n in &mut nodes {
+            let v = n.view("view with the newcomer", |v| v.member(slot).is_some());
+            assert_eq!(v.members.len(), usize::from(slot) + 1);
+        }
+    }
+    // A node that starts again before anybody missed it.
+    nodes[2].kill();
+    nodes[2] = Node::start(&dir.0, 2, 8, Start::Join);
+    for n in &mut nodes {
+        n.view("view with its new incarnation", |v| {
+            v.member(2).is_some_and(|m| m.incarnation == 8)
+        });
+    }
+    for n in &mut nodes {
+        n.kill();
+    }
+}
+
+#[test]
+fn of_two_nodes_one_decides_nothing() {
+    let dir = Dir::new("two");
+    let mut nodes = first(&dir.0, 2);
+    for n in &mut nodes {
+        n.view("first view", |_| true);
+    }
+    nodes[1].kill();
+    nodes[0].suspect(1, 1);
+    std::thread::sleep(Duration::from_millis(1_500));
+    assert!(nodes[0].views.try_recv().is_err(), "half of a cluster decided something");
+    nodes[0].kill();
+}
