@@ -36,7 +36,10 @@ struct Slot {
 enum Want {
     Any,
     Empty,
-    Endpoint,
+    /// An endpoint that can be sent to.
+    Send,
+    /// An endpoint that can be received from.
+    Receive,
     Ipc,
     Reply,
     CNode,
@@ -49,7 +52,7 @@ enum Want {
     Metrics,
 }
 
-fn fits(want: Want, kind: &Kind) -> bool {
+fn fits(want: Want, kind: &Kind, rights: Rights) -> bool {
     match kind {
         Kind::Untyped(_) => matches!(want, Want::Any | Want::Untyped),
         Kind::CNode(_) => matches!(want, Want::Any | Want::CNode),
@@ -57,7 +60,12 @@ fn fits(want: Want, kind: &Kind) -> bool {
         Kind::StubPool => matches!(want, Want::Any | Want::StubPool),
         Kind::RegionPool => matches!(want, Want::Any | Want::RegionPool),
         Kind::Metrics => matches!(want, Want::Any | Want::Metrics),
-        Kind::Endpoint { .. } => matches!(want, Want::Any | Want::Endpoint | Want::Ipc),
+        Kind::Endpoint { .. } => match want {
+            Want::Any | Want::Ipc => true,
+            Want::Send => rights.contains(Rights::WRITE),
+            Want::Receive => rights.contains(Rights::READ),
+            _ => false,
+        },
         Kind::Notification { .. } => matches!(want, Want::Any | Want::Ipc),
         Kind::Reply => matches!(want, Want::Any | Want::Reply),
         Kind::Region { .. } => matches!(want, Want::Any | Want::Region),
@@ -151,9 +159,17 @@ fn cnode_op() -> impl Strategy<Value = CNodeOp> {
 
 fn ipc_op() -> impl Strategy<Value = IpcOp> {
     let reply = prop_oneof![1 => Just(None), 6 => slot().prop_map(Some)];
+    // Call, ReplyRecv, Recv and Reply, and now and then any.
+    let syscall = prop_oneof![
+        4 => Just(0),
+        2 => Just(1),
+        4 => Just(4),
+        2 => Just(5),
+        6 => 0..Syscall::ALL.len(),
+    ];
     let words = prop_oneof![20 => 0..=MESSAGE_WORDS, 1 => MESSAGE_WORDS + 1..=127];
     (
-        (pd(), 0..Syscall::ALL.len(), slot(), slot(), reply),
+        (pd(), syscall, slot(), slot(), reply),
         (slot(), prop::collection::vec(slot(), 0..=MESSAGE_CAPS), words, 0u64..8, 0u64..256),
     )
         .prop_map(
@@ -263,6 +279,7 @@ impl<'a> Both<'a> {
             (1, 17, note, read, 0),
             (1, 18, Object::CNode(3), all, 0),
             (1, 19, server, all, 0),
+            (1, 20, server, read, 0),
             (2, 16, server, client, 7),
             (2, 17, server, write | Rights::GRANT_REPLY, 2),
             (2, 18, note, write, 1),
@@ -321,7 +338,7 @@ impl<'a> Both<'a> {
     fn doer(&self, pd: usize, want: Want) -> usize {
         let has = |n: &usize| {
             let caps = self.model.caps.range((*n, 0)..=(*n, u64::MAX));
-            caps.into_iter().any(|(_, c)| fits(want, &self.model.objects[&c.object].kind))
+            caps.into_iter().any(|(_, c)| fits(want, &self.model.objects[&c.object].kind, c.rights))
         };
         (0..PDS).map(|i| (pd + i) % PDS).find(has).unwrap_or(pd)
     }
@@ -333,7 +350,7 @@ impl<'a> Both<'a> {
         }
         let found: Vec<u64> = (0..64)
             .filter(|i| match self.model.caps.get(&(pd, *i)) {
-                Some(c) => fits(want, &self.model.objects[&c.object].kind),
+                Some(c) => fits(want, &self.model.objects[&c.object].kind, c.rights),
                 None => want == Want::Empty && *i >= 16,
             })
             .collect();
@@ -517,12 +534,16 @@ impl<'a> Both<'a> {
             Op::Ipc(o) => {
                 let syscall = Syscall::ALL[o.syscall];
                 let replies = matches!(syscall, Syscall::Reply | Syscall::ReplyRecv);
-                let want = if replies { Want::Reply } else { Want::Ipc };
+                let part = match syscall {
+                    Syscall::Call | Syscall::Send | Syscall::NBSend => Want::Send,
+                    _ => Want::Receive,
+                };
+                let want = if replies { Want::Reply } else { part };
                 let pd = self.doer(o.pd, want);
                 let at = |want, slot| self.cptr(pd, self.pick(pd, want, slot), 0);
                 let caps: Vec<u64> = o.caps.iter().map(|c| at(Want::Any, *c)).collect();
                 // Mostly an endpoint, and then mostly the server's.
-                let want = if o.second.is_multiple_of(4) { Want::Any } else { Want::Endpoint };
+                let want = if o.second.is_multiple_of(4) { Want::Any } else { part };
                 let cptr = self.cptr(pd, self.pick(pd, want, o.slot), o.second);
                 let (send, receive) = (at(Want::Ipc, o.send), at(Want::Empty, o.receive));
                 let reply = o.reply.map_or(0, |r| at(Want::Reply, r));
@@ -616,6 +637,17 @@ impl<'a> Both<'a> {
                     }
                     let Some(inv) = own else {
                         seen("answered later".to_owned());
+                        let answer = match step {
+                            Step::Invoke(i) => {
+                                matches!(i.syscall, Syscall::Reply | Syscall::ReplyRecv)
+                                    && i.message.info.extra_caps() > 0
+                            }
+                            _ => false,
+                        };
+                        if answer {
+                            let passed = info.extra_caps() > 0;
+                            seen(format!("answer with a capability, passed: {passed}"));
+                        }
                         continue;
                     };
                     if inv.syscall == Syscall::Call {
@@ -822,6 +854,8 @@ fn the_sequences_reach_everything() {
         "NotEnoughMemory",
         "Gone",
         "Gone later",
+        "answer with a capability, passed: true",
+        "answer with a capability, passed: false",
         "capability unwrapped",
         "capability received",
         "PdDeath told",
