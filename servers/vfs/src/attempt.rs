@@ -48,9 +48,9 @@ pub async fn retry<R>(mut attempt: impl AsyncFnMut() -> Result<R, Stop>) -> Answ
     Err(EAGAIN)
 }
 
-struct Object {
+pub(crate) struct Object {
     expect: Expect,
-    data: Option<Vec<u8>>,
+    pub(crate) data: Option<Vec<u8>>,
     written: bool,
 }
 
@@ -58,7 +58,7 @@ struct Object {
 /// that it read is checked again by the commit.
 pub struct Attempt<'a, C> {
     cache: &'a C,
-    objects: BTreeMap<Name, Object>,
+    pub(crate) objects: BTreeMap<Name, Object>,
 }
 
 impl<'a, C: Cache> Attempt<'a, C> {
@@ -125,7 +125,9 @@ impl<'a, C: Cache> Attempt<'a, C> {
         let mut t = Transaction::new();
         for (name, o) in self.objects {
             match o {
-                Object { written: true, expect, data } => t.writes.push(Write { name, expect, data }),
+                Object { written: true, expect, data } => {
+                    t.writes.push(Write { name, expect, data })
+                }
                 Object { expect: Expect::Version(v), .. } => t.reads.push((name, v)),
                 Object { expect: Expect::Any, .. } => {}
             }

@@ -135,12 +135,7 @@ pub struct Entry {
 /// The names of directory `ino` from `cursor` on (0: the start), `.` and `..` first, then by
 /// position; at most `max`. Empty: no more. A name that is there throughout is given exactly once,
 /// whatever else comes and goes. ENOENT: the directory was removed; ENOTDIR.
-pub async fn readdir<C: Cache>(
-    cache: &C,
-    ino: u64,
-    cursor: u64,
-    max: usize,
-) -> Answer<Vec<Entry>> {
+pub async fn readdir<C: Cache>(cache: &C, ino: u64, cursor: u64, max: usize) -> Answer<Vec<Entry>> {
     let dir = crate::stat(cache, ino).await?.inode;
     if !dir.is_dir() {
         return Err(ENOTDIR);
@@ -183,11 +178,7 @@ pub async fn readdir<C: Cache>(
 }
 
 /// The name under which directory `ino` lists inode `target`; looks at every block.
-pub(crate) async fn name_of<C: Cache>(
-    cache: &C,
-    ino: u64,
-    target: u64,
-) -> Answer<Option<Vec<u8>>> {
+pub(crate) async fn name_of<C: Cache>(cache: &C, ino: u64, target: u64) -> Answer<Option<Vec<u8>>> {
     let mut bytes = Vec::new();
     let mut start = 0;
     loop {
@@ -206,8 +197,8 @@ pub(crate) async fn name_of<C: Cache>(
     }
 }
 
-/// Splits leaf `node` of directory `ino` in two. `Ok` also if another did it first. ENOSPC: it is as
-/// deep as can be.
+/// Splits leaf `node` of directory `ino` in two. `Ok` also if another was faster or the cluster-cache
+/// is busy: the caller looks again either way. ENOSPC: it is as deep as can be.
 pub(crate) async fn split<C: Cache>(cache: &C, ino: u64, node: u32) -> Answer<()> {
     if depth(node) >= DEEPEST {
         return Err(ENOSPC);
@@ -229,7 +220,7 @@ pub(crate) async fn split<C: Cache>(cache: &C, ino: u64, node: u32) -> Answer<()
         .set(name::dirblock(ino, node << 1), encode_block(&DirBlock::Leaf(low))?)
         .set(name::dirblock(ino, node << 1 | 1), encode_block(&DirBlock::Leaf(high))?);
     match cache.transact(t).await {
-        Ok(()) | Err(CacheError::Conflict) => Ok(()),
+        Ok(()) | Err(CacheError::Conflict | CacheError::Busy) => Ok(()),
         Err(e) => Err(e.into()),
     }
 }

@@ -2,7 +2,7 @@
 
 use crate::attempt::{Attempt, Stop};
 use crate::dir::{self, hash, position};
-use crate::object::{self, Block, LEAF_BYTES, NameRef, dentry_bytes, encode_block, encode_inode};
+use crate::object::{self, Block, LEAF_BYTES, Names, dentry_bytes, encode_block, encode_inode};
 use crate::{extent, number};
 use clustix_ccache::cache::{Cache, Expect, Version};
 use clustix_ccache::name::Shard;
@@ -10,6 +10,7 @@ use clustix_ccache::set::Class;
 use clustix_proto::Answer;
 use clustix_proto::errno::{EIO, ENAMETOOLONG, ENOENT, ENOSPC, ENOTDIR};
 use clustix_proto::vfs::{Dentry, DirBlock, Inode, NAME_MAX, Time, name};
+use std::ops::Range;
 
 /// Most pages that go in the same transaction as the last name of their file.
 const INLINE_PAGES: u64 = 12;
@@ -19,6 +20,44 @@ const INLINE_PAGES: u64 = 12;
 pub struct Dir {
     pub ino: u64,
     pub inode: Inode,
+}
+
+/// A name's place in the leaf that it belongs to.
+struct Leaf {
+    ino: u64,
+    node: u32,
+    /// Its bytes; empty, where they would stand, if it is not there.
+    at: Range<usize>,
+    found: Option<Dentry>,
+    /// Another name has its readdir position.
+    taken: bool,
+    /// Bytes of the whole leaf.
+    len: usize,
+}
+
+impl Leaf {
+    fn scan(mut names: Names<'_>, ino: u64, node: u32, name: &[u8]) -> Result<Leaf, Stop> {
+        let h = hash(ino, name);
+        let (mut place, mut taken, mut found) = (None, false, None);
+        let mut start = names.offset();
+        while let Some(entry) = names.next() {
+            let entry = entry?;
+            let end = names.offset();
+            if entry.name == name {
+                found = Some((start..end, entry.to_dentry()));
+            }
+            let other = hash(ino, entry.name);
+            taken |= position(other) == position(h);
+            if other > h && place.is_none() {
+                place = Some(start);
+            }
+            start = end;
+        }
+        let len = start;
+        let place = place.unwrap_or(len);
+        let (at, found) = found.map_or((place..place, None), |(at, d)| (at, Some(d)));
+        Ok(Leaf { ino, node, at, found, taken, len })
+    }
 }
 
 impl<C: Cache> Attempt<'_, C> {
@@ -60,17 +99,27 @@ impl<C: Cache> Attempt<'_, C> {
         Ok(ino)
     }
 
-    async fn leaf(&mut self, ino: u64, name: &[u8]) -> Result<(u32, Vec<Dentry>), Stop> {
+    /// Reads the leaf that a name belongs to.
+    async fn leaf(&mut self, ino: u64, name: &[u8]) -> Result<Leaf, Stop> {
         let mut bytes = Vec::new();
         let leaf = dir::find_leaf(self.cache(), ino, hash(ino, name), &mut bytes).await?;
         let block = name::dirblock(ino, leaf.node);
         if !self.knows(block) {
             self.note(block, leaf.version, bytes);
         }
+        // As this attempt has it: perhaps changed already.
         let bytes = self.get(block).await?.ok_or(Stop::Again)?;
         let Block::Leaf(names) = Block::parse(bytes)? else { return Err(Stop::Again) };
-        let names = names.map(|n| n.map(NameRef::to_dentry)).collect::<Result<_, _>>()?;
-        Ok((leaf.node, names))
+        Leaf::scan(names, ino, leaf.node, name)
+    }
+
+    fn change_leaf(&mut self, l: &Leaf, new: Option<&Dentry>, names: i64) -> Result<usize, Stop> {
+        let block = name::dirblock(l.ino, l.node);
+        let bytes = self.objects.get(&block).and_then(|o| o.data.as_deref()).ok_or(EIO)?;
+        let bytes = object::splice(bytes, l.at.clone(), new, names)?;
+        let len = bytes.len();
+        self.put(block, bytes)?;
+        Ok(len)
     }
 
     /// Looks a name up, so that the commit depends on the answer.
@@ -78,49 +127,44 @@ impl<C: Cache> Attempt<'_, C> {
         if name.len() > NAME_MAX {
             return Err(Stop::Fail(ENAMETOOLONG));
         }
-        let (_, names) = self.leaf(ino, name).await?;
-        Ok(names.into_iter().find(|d| d.name == name))
+        Ok(self.leaf(ino, name).await?.found)
     }
 
     /// Adds a name that is not there. The directory's own inode is the caller's to change. A full
     /// leaf is split first, and the attempt made again.
     pub async fn add_name(&mut self, ino: u64, d: Dentry) -> Result<(), Stop> {
-        let (node, mut names) = self.leaf(ino, &d.name).await?;
-        let h = hash(ino, &d.name);
-        let at = names.partition_point(|e| hash(ino, &e.name) < h);
-        let near = [at.checked_sub(1), Some(at)];
-        for other in near.into_iter().flatten().filter_map(|i| names.get(i)) {
-            if position(hash(ino, &other.name)) == position(h) {
-                return Err(Stop::Fail(ENOSPC));
-            }
-        }
-        let bytes: usize = names.iter().map(|e| dentry_bytes(&e.name)).sum();
-        if bytes + dentry_bytes(&d.name) + 8 > LEAF_BYTES {
-            dir::split(self.cache(), ino, node).await?;
+        let leaf = self.leaf(ino, &d.name).await?;
+        if leaf.found.is_some() {
             return Err(Stop::Again);
         }
-        names.insert(at, d);
-        self.put(name::dirblock(ino, node), encode_block(&DirBlock::Leaf(names))?)?;
+        if leaf.taken {
+            return Err(Stop::Fail(ENOSPC));
+        }
+        if leaf.len + dentry_bytes(&d.name) > LEAF_BYTES {
+            dir::split(self.cache(), ino, leaf.node).await?;
+            return Err(Stop::Again);
+        }
+        self.change_leaf(&leaf, Some(&d), 1)?;
         Ok(())
     }
 
     /// Takes a name away. Returns the leaf's node if it has become small ([`dir::join`]).
     pub async fn take_name(&mut self, ino: u64, name: &[u8]) -> Result<Option<u32>, Stop> {
-        let (node, mut names) = self.leaf(ino, name).await?;
-        let at = names.iter().position(|d| d.name == name).ok_or(Stop::Again)?;
-        names.remove(at);
-        let data = encode_block(&DirBlock::Leaf(names))?;
-        let small = dir::is_small(node, data.len()).then_some(node);
-        self.put(name::dirblock(ino, node), data)?;
-        Ok(small)
+        let leaf = self.leaf(ino, name).await?;
+        if leaf.found.is_none() {
+            return Err(Stop::Again);
+        }
+        let len = self.change_leaf(&leaf, None, -1)?;
+        Ok(dir::is_small(leaf.node, len).then_some(leaf.node))
     }
 
     /// Makes an existing name refer to another inode.
     pub async fn turn_name(&mut self, ino: u64, d: Dentry) -> Result<(), Stop> {
-        let (node, mut names) = self.leaf(ino, &d.name).await?;
-        let old = names.iter_mut().find(|e| e.name == d.name).ok_or(Stop::Again)?;
-        *old = d;
-        self.put(name::dirblock(ino, node), encode_block(&DirBlock::Leaf(names))?)?;
+        let leaf = self.leaf(ino, &d.name).await?;
+        if leaf.found.is_none() {
+            return Err(Stop::Again);
+        }
+        self.change_leaf(&leaf, Some(&d), 0)?;
         Ok(())
     }
 

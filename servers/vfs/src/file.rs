@@ -10,9 +10,7 @@ use crate::attempt::{RETRIES, Stop, retry};
 use crate::permission::without_set_id;
 use crate::walk::Walked;
 use crate::{dir, extent, object};
-use clustix_ccache::cache::{
-    Cache, CacheError, Expect, MAX_OBJECTS, Transaction, Version, Write,
-};
+use clustix_ccache::cache::{Cache, CacheError, Expect, MAX_OBJECTS, Transaction, Version, Write};
 use clustix_pd::exec;
 use clustix_proto::Answer;
 use clustix_proto::errno::{EAGAIN, EFBIG, EINVAL, EISDIR, ENODEV, ENOENT, ENOSPC};

@@ -47,7 +47,8 @@ pub async fn fsck<C: Cache>(cache: &C) -> Answer<Vec<Problem>> {
 
 /// Checks everything in `all`.
 pub async fn check<C: Cache>(cache: &C, all: &Inventory) -> Answer<Vec<Problem>> {
-    let mut c = Check { cache, all, inodes: BTreeMap::new(), seen: BTreeSet::new(), found: Vec::new() };
+    let mut c =
+        Check { cache, all, inodes: BTreeMap::new(), seen: BTreeSet::new(), found: Vec::new() };
     c.read_inodes().await?;
     c.check_directories().await?;
     c.check_inodes().await?;
@@ -106,8 +107,7 @@ impl<C: Cache> Check<'_, C> {
 
     async fn check_directories(&mut self) -> Answer<()> {
         let mut names: BTreeMap<u64, Names> = BTreeMap::new();
-        let dirs: Vec<u64> =
-            self.inodes.iter().filter(|i| i.1.is_dir()).map(|i| *i.0).collect();
+        let dirs: Vec<u64> = self.inodes.iter().filter(|i| i.1.is_dir()).map(|i| *i.0).collect();
         for &ino in &dirs {
             let mut nodes = vec![(dir::TRIE_ROOT, 0u64, u64::MAX)];
             let (mut size, mut subdirs) = (0u64, 0u32);
@@ -133,7 +133,9 @@ impl<C: Cache> Check<'_, C> {
                         }
                         for entry in list {
                             let Ok(e) = entry else {
-                                self.problem(format!("directory {ino:x}: block {node} is malformed"));
+                                self.problem(format!(
+                                    "directory {ino:x}: block {node} is malformed"
+                                ));
                                 break;
                             };
                             let shown = String::from_utf8_lossy(e.name).into_owned();

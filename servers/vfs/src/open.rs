@@ -11,10 +11,10 @@ use crate::object::{self, Block};
 use crate::walk::Walked;
 use crate::{dir, file};
 use clustix_ccache::cache::{Cache, Expect, Transaction, Write};
+use clustix_ccache::set;
 use clustix_proto::Answer;
 use clustix_proto::errno::{EAGAIN, ENOENT};
 use clustix_proto::vfs::{Inode, name};
-use clustix_ccache::set;
 use std::collections::{BTreeMap, VecDeque};
 
 fn is_final(inode: &Inode) -> bool {
@@ -37,11 +37,7 @@ pub async fn closed<C: Cache>(cache: &C, ino: u64) -> Answer<u64> {
 }
 
 /// Changes the opener bits; the inode after that, `None` if it was in its final state or gone.
-async fn change<C: Cache>(
-    cache: &C,
-    ino: u64,
-    bits: impl Fn(u16) -> u16,
-) -> Answer<Option<Inode>> {
+async fn change<C: Cache>(cache: &C, ino: u64, bits: impl Fn(u16) -> u16) -> Answer<Option<Inode>> {
     retry(async || {
         let Some(Walked { mut inode, version, .. }) = object::inode(cache, ino).await? else {
             return Ok::<_, Stop>(None);

@@ -2,8 +2,8 @@
 
 mod common;
 
-use clustix_ccache::set;
 use clustix_ccache::cache::Cache;
+use clustix_ccache::set;
 use clustix_pd::channel::Task;
 use clustix_pd::exec::{self, Either};
 use clustix_proto::errno::*;
@@ -51,7 +51,7 @@ fn a_page_aligned_write_is_one_transaction_and_one_read() {
         write(&c, &ROOT_USER, ino, 0, &[1; 65_536], false).await.unwrap();
         cost(1, 1);
         write(&c, &ROOT_USER, ino, 1, &[1; 65_536], false).await.unwrap();
-        cost(5, 2);
+        cost(3, 2);
         let mut out = [0; 4096];
         read(&c, ino, 4096, &mut out).await.unwrap();
         cost(2, 0);

@@ -253,7 +253,8 @@ impl Host {
                 done(host::chownat(d, &path[..], u, g, no_follow(*follow)))
             }
             Call::Times { path, now } => {
-                let t = host::Timespec { tv_sec: 5, tv_nsec: if *now { host::UTIME_NOW } else { 6 } };
+                let t =
+                    host::Timespec { tv_sec: 5, tv_nsec: if *now { host::UTIME_NOW } else { 6 } };
                 let t = host::Timestamps { last_access: t, last_modification: t };
                 done(host::utimensat(d, &path[..], &t, AtFlags::empty()))
             }
@@ -288,13 +289,13 @@ impl Host {
         while let Some(at) = left.pop() {
             let here = if at.as_os_str().is_empty() { Path::new(".") } else { &at };
             let s = host::statat(&self.dir, here, AtFlags::SYMLINK_NOFOLLOW).unwrap();
-            let shown =
-                shown(s.st_mode, s.st_nlink as u64, s.st_size as u64, s.st_uid, s.st_gid);
+            let shown = shown(s.st_mode, s.st_nlink as u64, s.st_size as u64, s.st_uid, s.st_gid);
             let open = |f| host::openat(&self.dir, here, f | OFlags::CLOEXEC, Mode::empty());
             let content = match s.st_mode & S_IFMT {
                 S_IFREG => {
                     let mut bytes = vec![0; s.st_size as usize];
-                    let n = rustix::io::pread(open(OFlags::RDONLY).unwrap(), &mut bytes, 0).unwrap();
+                    let n =
+                        rustix::io::pread(open(OFlags::RDONLY).unwrap(), &mut bytes, 0).unwrap();
                     assert_eq!(n, bytes.len());
                     brief(&bytes)
                 }
@@ -586,4 +587,3 @@ proptest! {
         compare(&calls, seed)?;
     }
 }
-

@@ -29,7 +29,9 @@ pub async fn set_attr<C: Cache>(
         }
         inode.ctime = now;
         let left_over = file::has_left_over(&inode);
-        cache.transact(t.put(name::inode(ino), found.version, object::encode_inode(&inode)?)).await?;
+        cache
+            .transact(t.put(name::inode(ino), found.version, object::encode_inode(&inode)?))
+            .await?;
         Ok(left_over)
     })
     .await?;
@@ -87,4 +89,3 @@ fn apply(cred: &Credentials, inode: &mut Inode, attr: &SetAttr, now: Time) -> Re
     }
     Ok(())
 }
-

@@ -1,9 +1,9 @@
 //! link(2).
 
 use crate::attempt::{Attempt, Stop, retry};
+use crate::object;
 use crate::permission::{EXEC, READ, WRITE, may, owns};
 use crate::walk::{Last, walk, walk_parent};
-use crate::object;
 use clustix_ccache::cache::Cache;
 use clustix_proto::Answer;
 use clustix_proto::errno::*;
@@ -66,8 +66,5 @@ pub async fn link<C: Cache>(
 /// a program with a hole could be kept after its owner replaced it.
 fn is_safe_source(cred: &Credentials, inode: &Inode) -> bool {
     let group_id = inode.mode & (S_ISGID | 0o010) == S_ISGID | 0o010;
-    inode.is_regular()
-        && inode.mode & S_ISUID == 0
-        && !group_id
-        && may(cred, inode, READ | WRITE)
+    inode.is_regular() && inode.mode & S_ISUID == 0 && !group_id && may(cred, inode, READ | WRITE)
 }

@@ -123,7 +123,11 @@ async fn prepare<C: Cache>(
     // Counts of both directories (which may be one): the old name goes, the new one comes or stays.
     count(&mut old_dir.inode, -1, if is_dir { -1 } else { 0 })?;
     let there = new_dir.as_mut().unwrap_or(&mut old_dir);
-    count(&mut there.inode, i64::from(target.is_none()), i32::from(is_dir) - i32::from(target_is_dir))?;
+    count(
+        &mut there.inode,
+        i64::from(target.is_none()),
+        i32::from(is_dir) - i32::from(target_is_dir),
+    )?;
     put_dir(a, &mut old_dir, now)?;
     if let Some(d) = &mut new_dir {
         put_dir(a, d, now)?;
@@ -155,7 +159,9 @@ async fn exchange<C: Cache>(
     a.turn_name(from.dir, here).await?;
     let change = i32::from(source.inode.is_dir()) - i32::from(target.inode.is_dir());
     if from.dir != to.dir {
-        if change > 0 && new_dir.inode.nlink >= LINK_MAX || change < 0 && old_dir.inode.nlink >= LINK_MAX {
+        if change > 0 && new_dir.inode.nlink >= LINK_MAX
+            || change < 0 && old_dir.inode.nlink >= LINK_MAX
+        {
             return Err(Stop::Fail(EMLINK));
         }
         count(&mut old_dir.inode, 0, -change)?;
@@ -220,11 +226,7 @@ async fn check_cycle<C: Cache>(
 }
 
 /// Whether `above` is `dir` or one of its ancestors.
-async fn is_above<C: Cache>(
-    a: &Attempt<'_, C>,
-    above: u64,
-    dir: u64,
-) -> Result<bool, Stop> {
+async fn is_above<C: Cache>(a: &Attempt<'_, C>, above: u64, dir: u64) -> Result<bool, Stop> {
     let mut at = dir;
     // A path of PATH_MAX bytes has half as many components, but renames can build deeper trees.
     for _ in 0..1 << 20 {

@@ -2,9 +2,9 @@
 
 use super::tidy;
 use crate::attempt::{Attempt, Stop, retry};
+use crate::object;
 use crate::permission::{EXEC, WRITE, may, sticky};
 use crate::walk::{Last, walk_parent};
-use crate::object;
 use clustix_ccache::cache::Cache;
 use clustix_proto::errno::*;
 use clustix_proto::vfs::{Credentials, Inode};

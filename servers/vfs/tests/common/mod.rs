@@ -58,7 +58,11 @@ impl Cache for Awkward {
     async fn transact(&self, t: Transaction) -> Result<(), CacheError> {
         self.pause().await;
         if self.random() % 256 < self.refused {
-            return Err(if self.random() % 4 == 0 { CacheError::Busy } else { CacheError::Conflict });
+            return Err(if self.random() % 4 == 0 {
+                CacheError::Busy
+            } else {
+                CacheError::Conflict
+            });
         }
         self.transactions.set(self.transactions.get() + 1);
         self.inner.transact(t).await
@@ -78,7 +82,11 @@ impl Cache for Awkward {
     fn node(&self) -> u8 {
         self.node
     }
-    async fn list(&self, set: u16, after: Option<Name>) -> Result<Vec<(Name, Version)>, CacheError> {
+    async fn list(
+        &self,
+        set: u16,
+        after: Option<Name>,
+    ) -> Result<Vec<(Name, Version)>, CacheError> {
         self.inner.list(set, after).await
     }
 }
