@@ -133,6 +133,11 @@ impl<'a, S: Services> Call<'a, S> {
         Ok(bytes)
     }
 
+    /// Whether argument `i` could not be read when the call was made.
+    pub fn faulted(&self, i: usize) -> bool {
+        self.copied[i] == FAULTED
+    }
+
     /// Argument `i`, a path: without its NUL, at most `PATH_MAX - 1` bytes, possibly empty. EFAULT,
     /// ENAMETOOLONG.
     pub fn path(&self, i: usize) -> Result<Vec<u8>, Errno> {
@@ -157,12 +162,7 @@ impl<'a, S: Services> Call<'a, S> {
 
     /// Bytes `from..from + most` of the buffer in argument `i`, fewer if the copy made ahead ends
     /// before (only for `from` 0). Past what was copied ahead this costs a round trip per 64 KiB.
-    pub async fn bytes_in(
-        &mut self,
-        i: usize,
-        from: u64,
-        most: usize,
-    ) -> Result<Vec<u8>, Errno> {
+    pub async fn bytes_in(&mut self, i: usize, from: u64, most: usize) -> Result<Vec<u8>, Errno> {
         if from == 0 {
             let mut bytes = self.copied(i)?;
             bytes.truncate(most);
@@ -258,9 +258,11 @@ impl<'a, S: Services> Call<'a, S> {
         if self.ahead.is_some() {
             return;
         }
-        let end = self.copied.iter().filter(|c| **c != 0 && **c != FAULTED).map(|c| {
-            (*c as u32 as usize).saturating_add((c >> 32) as usize).min(DATA_LEN)
-        });
+        let end = self
+            .copied
+            .iter()
+            .filter(|c| **c != 0 && **c != FAULTED)
+            .map(|c| (*c as u32 as usize).saturating_add((c >> 32) as usize).min(DATA_LEN));
         let mut bytes = vec![0; end.max().unwrap_or(0)];
         let _ = self.process.window.read(at::DATA, &mut bytes);
         self.ahead = Some(bytes);
@@ -310,7 +312,8 @@ impl<'a, S: Services> Call<'a, S> {
             }
             Ok(Waited::TimedOut)
         };
-        let ended = match exec::select(interrupted, exec::select(wait, self.node.freezing())).await {
+        let ended = match exec::select(interrupted, exec::select(wait, self.node.freezing())).await
+        {
             exec::Either::Left(()) => return Err(RESTART),
             exec::Either::Right(exec::Either::Left(waited)) => waited,
             exec::Either::Right(exec::Either::Right(())) => {

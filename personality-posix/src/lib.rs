@@ -17,23 +17,32 @@ pub mod window;
 
 pub mod call;
 pub mod dispatch;
+pub mod elf;
+pub mod exec;
 pub mod fd;
 pub mod freeze;
 pub mod ids;
 pub mod image;
 pub mod layouts;
+pub mod lifecycle;
+pub mod memory;
+pub mod misc;
 pub mod names;
 pub mod node;
 pub mod open;
 pub mod openers;
 pub mod path;
 pub mod poll;
+pub mod process;
 pub mod rw;
 pub mod services;
 pub mod signal;
 pub mod stat;
 pub mod state;
+pub mod thread;
+pub mod time;
 pub mod tty;
+pub mod watch;
 
 /// The stub's image, a static ELF file: what the kernel's zygote executes.
 pub const STUB_IMAGE: &[u8] = include_bytes!(concat!(env!("OUT_DIR"), "/stub"));

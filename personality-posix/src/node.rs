@@ -6,13 +6,16 @@ use crate::openers::Openers;
 use crate::services::Services;
 use crate::state::Running;
 use clustix_pd::exec;
+use clustix_proto::Errno;
+use clustix_proto::errno::EIO;
 use clustix_proto::process::Pid;
 use std::collections::HashMap;
 use std::sync::atomic::{AtomicU32, Ordering};
-use std::sync::{Arc, Mutex, MutexGuard};
+use std::sync::{Arc, Mutex, MutexGuard, Weak};
 
 /// Shared by all threads of a personality.
 pub struct Node<S: Services> {
+    this: Weak<Node<S>>,
     /// The rest of the node.
     pub services: S,
     /// Open file descriptions.
@@ -25,6 +28,8 @@ pub struct Node<S: Services> {
     processes: Mutex<HashMap<Pid, Arc<Running>>>,
     /// Odd while a freeze holds.
     pub freeze: AtomicU32,
+    /// Bumped and woken when a process sets its timer.
+    pub timers: AtomicU32,
 }
 
 /// Most programs of one node.
@@ -33,14 +38,21 @@ pub const MAX_PROCESSES: usize = 1024;
 impl<S: Services> Node<S> {
     /// A personality without processes.
     pub fn new(services: S) -> Arc<Node<S>> {
-        Arc::new(Node {
+        Arc::new_cyclic(|this| Node {
+            this: this.clone(),
             services,
             files: OpenFiles::new(1),
             openers: Openers::default(),
             images: Images::default(),
             processes: Mutex::default(),
             freeze: AtomicU32::new(0),
+            timers: AtomicU32::new(0),
         })
+    }
+
+    /// For a new thread's sake.
+    pub fn shared(&self) -> Result<Arc<Node<S>>, Errno> {
+        self.this.upgrade().ok_or(EIO)
     }
 
     /// The running processes, by PID.

@@ -3,7 +3,7 @@
 
 use clustix_ccache::cache::Cache;
 use clustix_pd::{Region, Stub};
-use clustix_proto::{Answer, Errno, console, memory, process, vfs};
+use clustix_proto::{Errno, console, memory, process, vfs};
 use std::future::Future;
 
 /// The cluster-cache and the four servers.

@@ -3,7 +3,7 @@
 
 use crate::fd;
 use clustix_ccache::cache::Cache;
-use clustix_pd::StubWindow;
+use clustix_pd::{Stub, StubWindow};
 use clustix_proto::Answer;
 use clustix_proto::process::{Pid, name};
 use clustix_proto::vfs::{Credentials, ROOT};
@@ -64,8 +64,6 @@ pub struct ProcessState {
     pub comm: [u8; 16],
     /// PR_SET_PDEATHSIG.
     pub pdeathsig: u8,
-    /// ITIMER_REAL: next expiry (`CLOCK_MONOTONIC` ns; 0: none) and interval (ns).
-    pub timer: (u64, u64),
     /// Numbers used so far for requests that must happen once.
     pub requests: u64,
     /// PR_SET_DUMPABLE.
@@ -91,7 +89,6 @@ impl Default for ProcessState {
             limits,
             comm: [0; 16],
             pdeathsig: 0,
-            timer: (0, 0),
             requests: 0,
             dumpable: true,
             exe: Vec::new(),
@@ -140,6 +137,10 @@ pub struct Running {
     pub death: AtomicU32,
     /// The thread is held at a call boundary for a freeze.
     pub held: AtomicBool,
+    /// ITIMER_REAL: next expiry (`CLOCK_MONOTONIC` ns), 0: none.
+    pub timer: AtomicU64,
+    /// Its interval, ns.
+    pub interval: AtomicU64,
 }
 
 impl Running {
@@ -152,6 +153,8 @@ impl Running {
             pending: AtomicU64::new(0),
             death: AtomicU32::new(0),
             held: AtomicBool::new(false),
+            timer: AtomicU64::new(0),
+            interval: AtomicU64::new(0),
         })
     }
     /// Makes the worker look.
@@ -177,9 +180,27 @@ pub struct ProcessContext {
     pub answered: AtomicU32,
     /// The mask to restore after the handler of a signal that ended a sigsuspend(2).
     pub saved_mask: Option<u64>,
+    /// The call under way ends the process, with this wait status.
+    pub exiting: Option<i32>,
+    /// User and system time used, µs, once it is known.
+    pub used_us: (u64, u64),
 }
 
 impl ProcessContext {
+    /// A process in a stub that has said nothing yet.
+    pub fn new(pid: Pid, credentials: Credentials, state: ProcessState, stub: Stub) -> Self {
+        ProcessContext {
+            pid,
+            credentials,
+            state,
+            running: Running::new(pid, stub.id),
+            window: stub.window,
+            answered: AtomicU32::new(0),
+            saved_mask: None,
+            exiting: None,
+            used_us: (0, 0),
+        }
+    }
     /// Its stub's number.
     pub fn stub(&self) -> u32 {
         self.running.stub.load(Ordering::Relaxed)

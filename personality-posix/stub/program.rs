@@ -18,6 +18,7 @@ mod nr {
     pub const RECVMSG: u64 = 47;
     pub const CLONE: u64 = 56;
     pub const ARCH_PRCTL: u64 = 158;
+    pub const CLOCK_GETTIME: u64 = 228;
 }
 
 const EFAULT: i64 = -14;
@@ -222,6 +223,7 @@ fn carry_out(context: &mut UContext, s: &Step, held: &mut i32) -> i64 {
         op::FORK => fork(held),
         op::SET_FS => host3(nr::ARCH_PRCTL, 0x1002, s.a, 0),
         op::GET_FS if inside(s.a, 8) => host3(nr::ARCH_PRCTL, 0x1003, data(s.a), 0),
+        op::CLOCK if s.a <= 11 => host3(nr::CLOCK_GETTIME, s.a, data(0), 0),
         op::LOAD => {
             load(context, s.a, s.b);
             0

@@ -140,6 +140,8 @@ pub mod op {
     pub const REGISTERS: u64 = 21;
     /// exit_group(`a`) of the stub.
     pub const EXIT: u64 = 22;
+    /// Writes what clock `a` shows to the start of the data area, as struct timespec.
+    pub const CLOCK: u64 = 24;
     /// Writes the FS base to offset `a`.
     pub const GET_FS: u64 = 23;
 }

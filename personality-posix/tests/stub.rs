@@ -5,7 +5,7 @@ mod common;
 use clustix_pd::{Stub, exec};
 use clustix_posix::call::step;
 use clustix_posix::services::Stubs;
-use clustix_posix::state::{ProcessContext, ProcessState, Running};
+use clustix_posix::state::{ProcessContext, ProcessState};
 use clustix_posix::window::{Request, Step, at, kind, op};
 use clustix_proto::Errno;
 use clustix_proto::errno::EFAULT;
@@ -16,15 +16,7 @@ const CODE: u64 = 0x40_0000;
 const STACK: u64 = 0x50_0000;
 
 fn context(stub: Stub) -> ProcessContext {
-    ProcessContext {
-        pid: 7,
-        credentials: Credentials::ROOT,
-        state: ProcessState::default(),
-        running: Running::new(7, stub.id),
-        window: stub.window,
-        answered: 0.into(),
-        saved_mask: None,
-    }
+    ProcessContext::new(7, Credentials::ROOT, ProcessState::default(), stub)
 }
 
 fn next(c: &ProcessContext) -> Request {
@@ -161,11 +153,15 @@ fn preemption_and_exceptions_are_requests() {
     assert_eq!((r.kind, r.ip), (kind::PREEMPTED, CODE));
     // mov al, [0x1234]: a fault at 0x1234
     let fault = [0x8a, 0x04, 0x25, 0x34, 0x12, 0, 0];
-    let r = go(&c, &fault, &[
-        step(op::COPY_OUT, [0, CODE + 16, 7, 0]),
-        step(op::LOAD, [CODE + 16, STACK + 64, 0, 0]),
-        step(op::RETURN, [0, 1, 0, 0]),
-    ]);
+    let r = go(
+        &c,
+        &fault,
+        &[
+            step(op::COPY_OUT, [0, CODE + 16, 7, 0]),
+            step(op::LOAD, [CODE + 16, STACK + 64, 0, 0]),
+            step(op::RETURN, [0, 1, 0, 0]),
+        ],
+    );
     assert_eq!((r.kind, r.nr, r.args[1], r.ip), (kind::FAULT, 11, 0x1234, CODE + 16));
     stubs.kill(c.stub());
 }

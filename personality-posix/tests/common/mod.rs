@@ -1,10 +1,12 @@
 //! Stubs made by the test process itself, as the kernel's zygote makes them.
 #![allow(dead_code)]
 
+pub mod local;
+
 use clustix_pd::{Region, Stub, StubWindow, socket};
+use clustix_posix::STUB_IMAGE;
 use clustix_posix::services::{Death, Stubs};
 use clustix_posix::window::WINDOW_LEN;
-use clustix_posix::STUB_IMAGE;
 use clustix_proto::Errno;
 use clustix_proto::errno::{EAGAIN, EIO, ENOMEM};
 use rustix::fs::{MemfdFlags, SealFlags, fcntl_add_seals, ftruncate, memfd_create};
@@ -20,7 +22,8 @@ use std::sync::mpsc::{Receiver, Sender, channel};
 use std::sync::{Arc, Mutex, OnceLock};
 
 struct Known {
-    pid: Pid,
+    /// Not there before its hello.
+    pid: Option<Pid>,
     socket: Arc<OwnedFd>,
 }
 
@@ -101,41 +104,43 @@ impl HostStubs {
     /// Waits for the hello, then (in a thread of its own) for the end.
     fn watch(&self, ours: OwnedFd, id: u32) {
         let (known, died) = (self.known.clone(), self.died.lock().unwrap().clone());
-        let (tx, rx) = channel();
-        let asynchronous = std::thread::spawn(move || {
-            let ours = Arc::new(ours);
+        let ours = Arc::new(ours);
+        known.lock().unwrap().insert(id, Known { pid: None, socket: ours.clone() });
+        std::thread::spawn(move || {
             let mut bytes = Vec::new();
-            let Ok(Some(hello)) = socket::receive(ours.as_fd(), &mut bytes, false) else {
-                let _ = died.send(Death { id, status: 127 << 8 });
-                return;
-            };
-            let pid = Pid::from_raw(hello.sender.unwrap()).unwrap();
-            known.lock().unwrap().insert(id, Known { pid, socket: ours.clone() });
-            let _ = tx.send(());
-            let status = loop {
-                match waitpid(Some(pid), WaitOptions::empty()) {
-                    Ok(Some((_, status))) => break status.as_raw(),
-                    Err(rustix::io::Errno::INTR) => {}
-                    other => panic!("{other:?}"),
+            let status = match socket::receive(ours.as_fd(), &mut bytes, false) {
+                Ok(Some(hello)) => {
+                    let pid = Pid::from_raw(hello.sender.unwrap()).unwrap();
+                    known.lock().unwrap().get_mut(&id).unwrap().pid = Some(pid);
+                    loop {
+                        match waitpid(Some(pid), WaitOptions::empty()) {
+                            Ok(Some((_, status))) => break status.as_raw(),
+                            Err(rustix::io::Errno::INTR) => {}
+                            other => panic!("{other:?}"),
+                        }
+                    }
                 }
+                _ => 127 << 8,
             };
             known.lock().unwrap().remove(&id);
             let _ = died.send(Death { id, status });
         });
-        drop(asynchronous);
-        std::mem::drop(rx);
     }
 
     pub fn pid(&self, id: u32) -> Option<i32> {
-        self.known.lock().unwrap().get(&id).map(|k| k.pid.as_raw_nonzero().get())
+        self.known.lock().unwrap().get(&id)?.pid.map(|p| p.as_raw_nonzero().get())
     }
 
     fn signal(&self, id: u32, signal: Signal) {
         // A child that was just forked has not said hello yet.
-        for _ in 0..1000 {
-            if let Some(k) = self.known.lock().unwrap().get(&id) {
-                let _ = kill_process(k.pid, signal);
-                return;
+        for _ in 0..1_000_000 {
+            match self.known.lock().unwrap().get(&id).map(|k| k.pid) {
+                None => return,
+                Some(Some(pid)) => {
+                    let _ = kill_process(pid, signal);
+                    return;
+                }
+                Some(None) => {}
             }
             std::thread::yield_now();
         }
@@ -165,9 +170,8 @@ impl Stubs for HostStubs {
         self.signal(stub, Signal::KILL);
     }
     fn preempt(&self, stub: u32) {
-        // SAFETY-free: a real-time signal by number.
-        if let Some(k) = self.known.lock().unwrap().get(&stub) {
-            let _ = Command::new("/bin/kill").args(["-63", &k.pid.as_raw_nonzero().to_string()]).status();
+        if let Some(pid) = self.pid(stub) {
+            let _ = Command::new("/bin/kill").args(["-63", &pid.to_string()]).status();
         }
     }
     fn next_death(&self) -> Option<Death> {

@@ -1,0 +1,313 @@
+//! The worker thread of one app thread: waits on its window, makes its calls, delivers its signals.
+
+use crate::call::{Call, RESTART, RESTART_NOHAND, step};
+use crate::exec::{Command, load};
+use crate::lifecycle;
+use crate::node::Node;
+use crate::services::Services;
+use crate::signal::{self, Caught, End};
+use crate::state::ProcessContext;
+use crate::window::{DATA_LEN, Delivery, MAX_STEPS, Request, Step, at, kind, op};
+use clustix_pd::exec;
+use clustix_proto::Errno;
+use clustix_proto::errno::*;
+use std::sync::Arc;
+use std::sync::atomic::Ordering;
+
+/// How a process begins.
+pub enum Start {
+    /// With a program, in an empty address space.
+    Program(Command),
+    /// As the child of a fork.
+    Child,
+}
+
+/// Steps kept free in a program for what follows its copies.
+const SPARE: usize = 8;
+
+/// Starts the worker of a process that the process server knows already.
+pub fn start<S: Services>(
+    node: &Arc<Node<S>>,
+    mut process: ProcessContext,
+    start: Start,
+) -> Result<(), Errno> {
+    let node = node.clone();
+    node.processes().insert(process.pid, process.running.clone());
+    let spawned = std::thread::Builder::new().name(format!("pid {}", process.pid)).spawn({
+        let node = node.clone();
+        move || {
+            exec::block_on(async {
+                let end = match live(&node, &mut process, start).await {
+                    Err(end) => end,
+                    Ok(never) => match never {},
+                };
+                lifecycle::finish(&node, &mut process, end.0).await;
+            })
+        }
+    });
+    match spawned {
+        Ok(_) => Ok(()),
+        Err(_) => Err(EAGAIN),
+    }
+}
+
+/// There is no value of it: a worker ends only with an [`End`].
+enum Never {}
+
+async fn live<S: Services>(
+    node: &Arc<Node<S>>,
+    process: &mut ProcessContext,
+    start: Start,
+) -> Result<Never, End> {
+    let hello = next(node, process).await?;
+    if hello.kind != kind::HELLO {
+        return Err(End(9));
+    }
+    process.window.word(at::PID).store(process.pid, Ordering::Relaxed);
+    let mut cpu = Affinity::default();
+    cpu.follow(hello.cpu);
+    match start {
+        Start::Program(command) => {
+            let path = command.path.clone();
+            if let Err(e) = load(node, process, command).await {
+                lifecycle::say(node, process, &path, e).await;
+                // As a shell: 127 if there is no such program, 126 if it cannot be run.
+                return Err(End(if e == ENOENT { 127 } else { 126 } << 8));
+            }
+            leave(node, process, &hello, Outcome::Registers, Vec::new()).await?;
+        }
+        Start::Child => {
+            leave(node, process, &hello, Outcome::Result(Ok(0)), Vec::new()).await?;
+        }
+    }
+    loop {
+        let r = next(node, process).await?;
+        cpu.follow(r.cpu);
+        match r.kind {
+            kind::CALL => {
+                let mut call = Call::new(node, process, &r);
+                let result = crate::dispatch::dispatch(&mut call).await;
+                let (keep, outs) = (call.keep_registers, call.take_outs());
+                if let Some(status) = process.exiting {
+                    return Err(End(status));
+                }
+                let outcome = if keep { Outcome::Registers } else { Outcome::Result(result) };
+                leave(node, process, &r, outcome, outs).await?;
+            }
+            kind::PREEMPTED => leave(node, process, &r, Outcome::Registers, Vec::new()).await?,
+            kind::FAULT => {
+                let caught = signal::exception(process, &r)?;
+                enter(process, &caught, r.sp, &[], true).await?;
+                process.save(node.services.cache()).await.map_err(|_| End(9))?;
+            }
+            // The copies of the reply failed.
+            kind::DONE if r.failed != 0 => {
+                leave(node, process, &r, Outcome::Result(Err(EFAULT)), Vec::new()).await?;
+            }
+            // Only a stub that its app has tampered with says anything else.
+            _ => return Err(End(9)),
+        }
+    }
+}
+
+/// Waits for the next request while the app runs. Signals that come meanwhile end the process or
+/// preempt it.
+async fn next<S: Services>(
+    node: &Arc<Node<S>>,
+    process: &mut ProcessContext,
+) -> Result<Request, End> {
+    let mut preempted = false;
+    loop {
+        let running = process.running.clone();
+        let seen = running.attention.load(Ordering::Acquire);
+        if let death @ 1.. = running.death.load(Ordering::Acquire) {
+            return Err(End((death & 0xffff) as i32));
+        }
+        let due = running.pending.load(Ordering::Acquire) & process.state.effective() != 0;
+        if due && !preempted {
+            // Only what the object says counts; and what simply ends the process needs no handler.
+            let object = signal::refresh(node, process).await.map_err(|_| End(9))?;
+            let ready = object.pending & process.state.effective();
+            if let Some(signal) = signal::fatal(process, ready) {
+                return Err(End(i32::from(signal)));
+            }
+            if ready != 0 {
+                node.services.stubs().preempt(process.stub());
+                preempted = true;
+            }
+        }
+        if node.frozen() && !preempted {
+            node.services.stubs().preempt(process.stub());
+            preempted = true;
+        }
+        let request = process.next_request();
+        let nudged = exec::select(exec::changed(&running.attention, seen), async {
+            if preempted {
+                std::future::pending::<()>().await;
+            }
+            node.freezing().await;
+        });
+        match exec::select(request, nudged).await {
+            exec::Either::Left(Ok(r)) => return Ok(r),
+            exec::Either::Left(Err(_)) => {
+                let death = running.death.load(Ordering::Acquire);
+                return Err(End(if death == 0 { 9 } else { (death & 0xffff) as i32 }));
+            }
+            exec::Either::Right(_) => {}
+        }
+    }
+}
+
+/// What the app finds when it goes on.
+enum Outcome {
+    /// A call's result.
+    Result(Result<i64, Errno>),
+    /// Its registers as they are.
+    Registers,
+}
+
+/// Lets the app go on: copies out what the call filled in, delivers signals, returns.
+async fn leave<S: Services>(
+    node: &Arc<Node<S>>,
+    process: &mut ProcessContext,
+    r: &Request,
+    mut outcome: Outcome,
+    outs: Vec<(u64, Vec<u8>)>,
+) -> Result<(), End> {
+    let (mut data, mut steps) = (Vec::new(), Vec::new());
+    for (to, bytes) in outs {
+        let mut done = 0;
+        while done < bytes.len() {
+            if data.len() == DATA_LEN || steps.len() >= MAX_STEPS - SPARE {
+                if let Err(e) = flush(process, &mut data, &mut steps).await? {
+                    outcome = Outcome::Result(Err(e));
+                }
+            }
+            let n = (bytes.len() - done).min(DATA_LEN - data.len());
+            let (offset, to) = (data.len() as u64, to.wrapping_add(done as u64));
+            steps.push(step(op::COPY_OUT, [offset, to, n as u64, 0]));
+            data.extend_from_slice(&bytes[done..done + n]);
+            done += n;
+        }
+    }
+    if node.frozen() {
+        if let Err(e) = flush(process, &mut data, &mut steps).await? {
+            outcome = Outcome::Result(Err(e));
+        }
+        let _ = crate::freeze::hold(node, process, None).await;
+    }
+    if let Outcome::Result(Err(RESTART | RESTART_NOHAND | EPIPE)) = outcome {
+        // Perhaps for a signal that this call itself sent: seen now, not when the inbox tells.
+        signal::refresh(node, process).await.map_err(|_| End(9))?;
+    }
+    let mut sp = r.sp;
+    while let Some(caught) = signal::next(node, process).await? {
+        if let Err(e) = flush(process, &mut data, &mut steps).await? {
+            outcome = Outcome::Result(Err(e));
+        }
+        let before = match std::mem::replace(&mut outcome, Outcome::Registers) {
+            Outcome::Registers => Vec::new(),
+            Outcome::Result(Err(RESTART))
+                if caught.action.flags & signal::SA_RESTART != 0 && r.kind == kind::CALL =>
+            {
+                vec![step(op::RESTART, [r.nr, 0, 0, 0])]
+            }
+            Outcome::Result(Err(RESTART | RESTART_NOHAND)) => result(Err(EINTR)),
+            Outcome::Result(v) => result(v),
+        };
+        sp = enter(process, &caught, sp, &before, false).await?;
+        process.save(node.services.cache()).await.map_err(|_| End(9))?;
+    }
+    match outcome {
+        Outcome::Registers => steps.push(step(op::RETURN, [0, 1, 0, 0])),
+        Outcome::Result(Err(RESTART | RESTART_NOHAND)) if r.kind == kind::CALL => {
+            if let Some(mask) = process.saved_mask.take() {
+                process.state.mask = mask;
+            }
+            steps.push(step(op::RESTART, [r.nr, 0, 0, 0]));
+            steps.push(step(op::RETURN, [0, 1, 0, 0]));
+        }
+        Outcome::Result(v) => {
+            let v = result(v)[0].a;
+            steps.push(step(op::RETURN, [v, 0, 0, 0]));
+        }
+    }
+    process.order(&data, &steps).map_err(|_| End(9))
+}
+
+fn result(v: Result<i64, Errno>) -> Vec<Step> {
+    let v = v.unwrap_or_else(|e| -i64::from(e.0));
+    vec![step(op::RESULT, [v as u64, 0, 0, 0])]
+}
+
+/// Carries out what has been gathered. The inner error is for the app.
+async fn flush(
+    process: &mut ProcessContext,
+    data: &mut Vec<u8>,
+    steps: &mut Vec<Step>,
+) -> Result<Result<(), Errno>, End> {
+    if steps.is_empty() {
+        return Ok(Ok(()));
+    }
+    let done = process.program(data, steps).await;
+    data.clear();
+    steps.clear();
+    match done {
+        Ok(_) => Ok(Ok(())),
+        Err(ESRCH) => Err(End((process.running.death.load(Ordering::Acquire) & 0xffff) as i32)),
+        Err(_) => Ok(Err(EFAULT)),
+    }
+}
+
+/// Has the stub enter a handler; `go`: and lets the app go on. Returns the stack pointer then.
+async fn enter(
+    process: &mut ProcessContext,
+    caught: &Caught,
+    sp: u64,
+    before: &[Step],
+    go: bool,
+) -> Result<u64, End> {
+    let d = signal::enter(process, caught, sp);
+    let mut steps = before.to_vec();
+    steps.push(step(op::DELIVER, [0; 4]));
+    let data = bytes_of(&d);
+    // A stack that cannot take the frame is SIGSEGV, with nowhere to handle it.
+    const SIGSEGV: End = End(11);
+    match process.program(&data, &steps).await {
+        Ok(_) => {}
+        Err(ESRCH) => return Err(End(9)),
+        Err(_) => return Err(SIGSEGV),
+    }
+    if go {
+        process.order(&[], &[step(op::RETURN, [0, 1, 0, 0])]).map_err(|_| End(9))?;
+    }
+    // Where the frame is, near enough to tell which stack it is on.
+    Ok(if d.switch_to != 0 { d.switch_to - 8 } else { sp.wrapping_sub(128) })
+}
+
+fn bytes_of(d: &Delivery) -> Vec<u8> {
+    let head = [d.signal, d.handler, d.restorer, d.mask];
+    let words = head.iter().chain(&d.stack).chain([&d.switch_to]).chain(&d.info);
+    words.flat_map(|w| w.to_le_bytes()).collect()
+}
+
+/// Keeps the worker on its app thread's CPU, so that the pair stays on one core.
+#[derive(Default)]
+struct Affinity(Option<u64>);
+
+impl Affinity {
+    fn follow(&mut self, cpu: u64) {
+        if self.0 == Some(cpu) {
+            return;
+        }
+        self.0 = Some(cpu);
+        let Some(index) = usize::try_from(cpu).ok().filter(|c| *c < rustix::thread::CpuSet::MAX_CPU)
+        else {
+            return;
+        };
+        let mut set = rustix::thread::CpuSet::new();
+        set.set(index);
+        // A number the app made up is refused by Linux; the worker then stays where it is.
+        let _ = rustix::thread::sched_setaffinity(None, &set);
+    }
+}

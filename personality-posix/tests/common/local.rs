@@ -1,0 +1,245 @@
+//! The rest of a node in one process: a LocalCache, and the servers called directly.
+#![allow(dead_code)]
+
+use super::HostStubs;
+use clustix_ccache::cache::Cache;
+use clustix_ccache::local::LocalCache;
+use clustix_pd::exec::{block_on, run};
+use clustix_posix::exec::Command;
+use clustix_posix::lifecycle::{Spawn, spawn};
+use clustix_posix::node::Node;
+use clustix_posix::services::{Services, Stubs};
+use clustix_posix::watch;
+use clustix_process::pipe::{self, End};
+use clustix_proto::posix::Stdio;
+use clustix_proto::process::{Pid, Reply, Which};
+use clustix_proto::vfs::{Credentials, ROOT, Request};
+use clustix_proto::{console, memory, process, vfs};
+use std::sync::Arc;
+
+type Shared = Arc<LocalCache>;
+
+pub struct Local {
+    pub cache: Shared,
+    process: Arc<clustix_process::Server<Shared>>,
+    memory: clustix_memory::Server<Shared>,
+    console: clustix_console::Server<Shared, Signals>,
+    pub stubs: HostStubs,
+}
+
+/// How the console signals processes here.
+pub struct Signals(Arc<clustix_process::Server<Shared>>);
+
+impl clustix_console::Signals for Signals {
+    async fn kill(&self, target: process::Target, signal: u8) {
+        let _ = self.0.handle(true, process::Request::Kill { sender: 0, target, signal }).await;
+    }
+}
+
+impl Services for Local {
+    type Cache = Shared;
+    fn cache(&self) -> &Shared {
+        &self.cache
+    }
+    async fn vfs(&self, request: &vfs::Request) -> vfs::Reply {
+        clustix_vfs::handle(&self.cache, request.clone()).await
+    }
+    async fn process(&self, request: &process::Request) -> process::Response {
+        self.process.handle(false, request.clone()).await
+    }
+    async fn memory(&self, request: &memory::Request) -> memory::Response {
+        self.memory.handle(request.clone()).await
+    }
+    async fn console(&self, request: &console::Request) -> console::Response {
+        self.console.handle(request.clone()).await
+    }
+    fn stubs(&self) -> &dyn Stubs {
+        &self.stubs
+    }
+    fn incarnation(&self) -> u64 {
+        1
+    }
+}
+
+/// A node with a file system of /bin/busybox under its usual names, /dev and /tmp.
+pub fn node() -> Arc<Node<Local>> {
+    let cache = Arc::new(LocalCache::new());
+    let process = Arc::new(clustix_process::Server::new(cache.clone(), 1));
+    let node = Node::new(Local {
+        memory: clustix_memory::Server::new(cache.clone()),
+        console: clustix_console::Server::new(cache.clone(), Signals(process.clone())),
+        process,
+        cache,
+        stubs: HostStubs::new(),
+    });
+    block_on(async {
+        let cache = node.services.cache();
+        clustix_vfs::mkfs(cache).await.unwrap();
+        for dir in ["/bin", "/tmp", "/dev"] {
+            make(&node, Request::Mkdir { cred: root(), dir: ROOT, path: dir.into(), mode: 0o777 })
+                .await;
+        }
+        let busybox = std::fs::read("/bin/busybox").unwrap();
+        put(&node, "/bin/busybox", &busybox, 0o755).await;
+        for name in ["sh", "echo", "cat", "true", "false", "sleep", "ls", "wc", "kill", "seq"] {
+            let (target, path) = (b"busybox".to_vec(), format!("/bin/{name}").into_bytes());
+            make(&node, Request::Symlink { cred: root(), target, dir: ROOT, path }).await;
+        }
+        let null = Request::Mknod {
+            cred: root(),
+            dir: ROOT,
+            path: b"/dev/null".to_vec(),
+            mode: 0o20666,
+            rdev: 1 << 32 | 3,
+        };
+        make(&node, null).await;
+    });
+    let deaths = node.clone();
+    std::thread::spawn(move || watch::deaths(&deaths));
+    let beside = node.clone();
+    std::thread::spawn(move || {
+        run([
+            Box::pin(watch::inbox(beside.clone())) as clustix_pd::channel::Task<'_>,
+            Box::pin(watch::timers(beside)),
+        ])
+    });
+    node
+}
+
+fn root() -> Credentials {
+    Credentials::ROOT
+}
+
+async fn make(node: &Node<Local>, request: Request) -> u64 {
+    match node.services.vfs(&request).await {
+        Ok(ino) => ino,
+        Err(clustix_proto::errno::EEXIST) => 0,
+        Err(e) => panic!("{request:?}: {e}"),
+    }
+}
+
+/// Writes a file.
+pub async fn put(node: &Node<Local>, path: &str, bytes: &[u8], mode: u32) {
+    let request = Request::Create {
+        cred: root(),
+        dir: ROOT,
+        path: path.into(),
+        mode,
+        exclusive: false,
+    };
+    let ino = make(node, request).await;
+    let cache = node.services.cache();
+    for (i, chunk) in bytes.chunks(64 * 1024).enumerate() {
+        let at = (i * 64 * 1024) as u64;
+        clustix_vfs::write(cache, &root(), ino, at, chunk, false).await.unwrap();
+    }
+}
+
+/// A program that runs, and the ends of its pipes.
+pub struct Program {
+    pub node: Arc<Node<Local>>,
+    pub pid: Pid,
+    pipes: [u64; 3],
+}
+
+/// What a program left behind.
+#[derive(Debug, PartialEq, Eq)]
+pub struct Outcome {
+    pub status: i32,
+    pub out: String,
+    pub err: String,
+}
+
+/// Starts a program as root in `/`.
+pub fn launch(node: &Arc<Node<Local>>, argv: &[&str]) -> Program {
+    block_on(async {
+        let cache = node.services.cache();
+        let mut pipes = [0; 3];
+        for p in &mut pipes {
+            *p = pipe::create(cache, 1).await.unwrap();
+        }
+        let argv: Vec<Vec<u8>> = argv.iter().map(|a| a.as_bytes().to_vec()).collect();
+        let command = Command {
+            path: argv[0].clone(),
+            argv,
+            env: vec![b"PATH=/bin".to_vec(), b"HOME=/".to_vec()],
+        };
+        let stdio = Stdio::Pipes(pipes);
+        let order = Spawn { command, cwd: b"/".to_vec(), credentials: root(), stdio };
+        let pid = spawn(node, order).await.unwrap();
+        Program { node: node.clone(), pid, pipes }
+    })
+}
+
+impl Program {
+    /// Gives it input; the end of input if `last`.
+    pub fn input(&self, bytes: &[u8], last: bool) {
+        block_on(async {
+            let cache = self.node.services.cache();
+            let mut rest = bytes;
+            while !rest.is_empty() {
+                match pipe::write(cache, self.pipes[0], rest).await.unwrap() {
+                    pipe::Step::Done(n) => rest = &rest[n..],
+                    pipe::Step::WouldBlock(name, version) => {
+                        cache.wait(&[(name, version)], None).await.unwrap();
+                    }
+                }
+            }
+            if last {
+                pipe::close(cache, self.pipes[0], End::Write, 1).await.unwrap();
+            }
+        })
+    }
+
+    async fn drain(&self, i: usize) -> String {
+        let cache = self.node.services.cache();
+        let mut out = Vec::new();
+        loop {
+            match pipe::read(cache, self.pipes[i], 65536, &mut out).await.unwrap() {
+                pipe::Step::Done(0) => break,
+                pipe::Step::Done(_) => {}
+                pipe::Step::WouldBlock(name, version) => {
+                    cache.wait(&[(name, version)], None).await.unwrap();
+                }
+            }
+        }
+        String::from_utf8_lossy(&out).into_owned()
+    }
+
+    /// Waits for its end.
+    pub fn wait(&self) -> i32 {
+        block_on(async {
+            let cache = self.node.services.cache();
+            let name = process::name::process(self.pid);
+            loop {
+                let version = cache.get(name, &mut Vec::new()).await.unwrap();
+                let request = process::Request::Wait {
+                    parent: 1,
+                    which: Which::Pid(self.pid),
+                    options: 0,
+                    keep: false,
+                    request: 0,
+                };
+                match self.node.services.process.handle(true, request).await.unwrap() {
+                    Reply::Waited(Some(w)) => return w.status,
+                    Reply::Waited(None) => {}
+                    other => panic!("{other:?}"),
+                }
+                cache.wait(&[(name, version)], None).await.unwrap();
+            }
+        })
+    }
+
+    /// Its output until it closes it, then its end.
+    pub fn outcome(&self) -> Outcome {
+        let (out, err) = block_on(async { (self.drain(1).await, self.drain(2).await) });
+        Outcome { status: self.wait(), out, err }
+    }
+}
+
+/// Runs a program to its end without input.
+pub fn complete(node: &Arc<Node<Local>>, argv: &[&str]) -> Outcome {
+    let p = launch(node, argv);
+    p.input(b"", true);
+    p.outcome()
+}
