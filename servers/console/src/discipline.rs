@@ -39,6 +39,7 @@ pub fn new_tty(winsize: [u16; 4]) -> Tty {
         canon_column: 0,
         lnext: false,
         erasing: false,
+        received: false,
         stopped: false,
         hangup: false,
         output: Vec::new(),
@@ -104,6 +105,7 @@ fn clear_input(t: &mut Tty) {
     t.canon = 0;
     t.lnext = false;
     t.erasing = false;
+    t.received = false;
 }
 
 // ---- Output ---------------------------------------------------------------------------------
@@ -339,9 +341,16 @@ pub fn set_flow(t: &mut Tty, stop: bool) {
 // ---- Input ----------------------------------------------------------------------------------
 
 fn queue(t: &mut Tty, c: u8) {
+    t.received = true;
     if t.input.len() < Tty::INPUT {
         t.input.push(c);
     }
+}
+
+/// Whether the next character is the first of a line, whose column echo remembers. Outside
+/// canonical mode only the very first is (n_tty's `canon_head` stays behind there).
+fn at_line_start(t: &Tty) -> bool {
+    if l(t, ICANON) { canon(t) == t.input.len() } else { !t.received }
 }
 
 /// Echo and queueing of a character that is nothing special here.
@@ -351,7 +360,7 @@ fn ordinary(t: &mut Tty, c: u8, newline_raw: bool) {
         if newline_raw && c == b'\n' {
             echo_raw(t, c);
         } else {
-            if canon(t) == t.input.len() {
+            if at_line_start(t) {
                 echo_op(t, &[OP_START, OP_SET_CANON_COLUMN]);
             }
             echo(t, c);
@@ -448,7 +457,7 @@ fn canonical(t: &mut Tty, c: u8) -> bool {
     }
     if is_cc(t, c, cc::VEOL) || extended && is_cc(t, c, cc::VEOL2) {
         if l(t, ECHO) {
-            if canon(t) == t.input.len() {
+            if at_line_start(t) {
                 echo_op(t, &[OP_START, OP_SET_CANON_COLUMN]);
             }
             echo(t, c);
@@ -743,6 +752,7 @@ pub fn set_termios(t: &mut Tty, new: Termios) {
         }
         t.erasing = false;
         t.lnext = false;
+        t.received = !t.input.is_empty();
     }
     if old.iflag & IXON != 0 && !i(t, IXON) {
         start(t);

@@ -52,6 +52,8 @@ pub struct Tty {
     pub lnext: bool,
     /// Within `\\…/` of ECHOPRT.
     pub erasing: bool,
+    /// Outside canonical mode: something was received since that began.
+    pub received: bool,
     /// Output is stopped (VSTOP).
     pub stopped: bool,
     /// Hung up: reads end with end-of-file, writes with EIO.
