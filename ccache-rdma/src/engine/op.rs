@@ -413,13 +413,14 @@ impl Engine {
         if object.running.is_some() {
             return None;
         }
-        while let Some(front) = object.queue.front().copied() {
+        let mut at = 0;
+        while let Some(next) = object.queue.get(at).copied() {
             let op = match current {
-                Some(op) if op.id == front => op,
-                _ => match self.ops.get_mut(front) {
+                Some(op) if op.id == next => op,
+                _ => match self.ops.get_mut(next) {
                     Some(op) => op,
                     None => {
-                        object.queue.pop_front();
+                        object.queue.remove(at);
                         continue;
                     }
                 },
@@ -427,12 +428,14 @@ impl Engine {
             if let Some(grab) = object.grab {
                 let same = matches!(op.caller, Caller::Request(_, c) if c == grab.client);
                 if op.writes && !same && self.now < grab.until {
-                    return None;
+                    // Others pass: the grab's owner among them.
+                    at += 1;
+                    continue;
                 }
             }
-            object.queue.pop_front();
-            object.running = Some(front);
-            return Some(front);
+            object.queue.remove(at);
+            object.running = Some(next);
+            return Some(next);
         }
         None
     }

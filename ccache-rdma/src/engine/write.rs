@@ -825,12 +825,4 @@ impl Engine {
         w.stage = Stage::Locate;
         true
     }
-
-    /// What a caller is told that has waited too long: the write itself goes on.
-    pub(crate) fn outcome_unknown(&mut self, op: &mut Op, posted: bool) {
-        if matches!(op.caller, Caller::Request(..)) {
-            let e = if posted { CacheError::Unknown } else { CacheError::NoQuorum };
-            self.reply(op, Err(e));
-        }
-    }
 }
