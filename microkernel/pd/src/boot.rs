@@ -210,6 +210,7 @@ impl Boot {
     /// descriptor but the kernel socket and the log.
     pub fn enter_sandbox(&self) -> Result<(), BootError> {
         self.descriptors.borrow_mut().clear();
+        let _none_comes_in = self.kernel.hold_descriptors();
         Ok(sandbox::enter(&self.role, self.trace_sandbox)?)
     }
 }

@@ -20,7 +20,7 @@
 
 use std::cell::{Cell, RefCell};
 use std::future::Future;
-use std::os::fd::{AsFd, OwnedFd};
+use std::os::fd::AsFd;
 use std::rc::Rc;
 use std::sync::atomic::{AtomicU32, AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
@@ -533,7 +533,7 @@ pub(crate) struct Inbox {
 }
 
 pub(crate) enum Arrival {
-    Channel { id: ChannelId, client: String, fd: OwnedFd, window: usize },
+    Channel { id: ChannelId, client: String, mapping: Mapping, window: usize },
     Gone(ChannelId),
 }
 
@@ -603,12 +603,8 @@ impl Server {
             std::mem::take(&mut *self.inbox.queue.lock().unwrap_or_else(PoisonError::into_inner));
         for arrival in queue {
             match arrival {
-                Arrival::Channel { id, client, fd, window } => {
-                    // A channel that cannot be mapped is not served: its client's calls wait for
-                    // the kernel to revoke it.
-                    if let Ok(mapping) = Mapping::new(fd.as_fd(), channel_len(window), true) {
-                        let _ = self.attach(id, client, mapping, window);
-                    }
+                Arrival::Channel { id, client, mapping, window } => {
+                    let _ = self.attach(id, client, mapping, window);
                 }
                 Arrival::Gone(id) => self.channels.borrow_mut().retain(|c| c.id != id),
             }

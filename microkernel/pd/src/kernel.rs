@@ -12,7 +12,9 @@ use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
 
 use clustix_abi::{Error, Fault, Hosted, Invocation, MessageInfo, Rights, Syscall, slot};
 
-use crate::channel::{Arrival, ChannelId, Inbox};
+use rustix::event::{PollFd, PollFlags};
+
+use crate::channel::{Arrival, ChannelId, Inbox, channel_len};
 use crate::region::{Mapping, Region};
 use crate::wire::{self, Delivered, Extra, Notice, Packet};
 pub use crate::wire::{Exit, PdInfo};
@@ -194,6 +196,8 @@ struct Inner {
     /// birth.
     stubs: Mutex<HashMap<u32, Option<u64>>>,
     inbox: Arc<Inbox>,
+    /// Held while descriptors come in.
+    passing: Mutex<()>,
 }
 
 /// This domain's way to the kernel. Clones share it.
@@ -221,21 +225,37 @@ impl Kernel {
             roles,
             stubs: Mutex::default(),
             inbox,
+            passing: Mutex::default(),
         }))
     }
 
     /// Receives what the kernel sends until the socket ends; the body of the listener thread.
     pub(crate) fn listen(&self) {
         let mut bytes = Vec::with_capacity(wire::MAX_PACKET);
-        while let Ok(Some(received)) =
-            crate::socket::receive(self.0.socket.as_fd(), &mut bytes, false)
-        {
-            if let Ok(notice) = postcard::from_bytes::<Notice>(&bytes) {
-                self.deliver(notice, received.descriptors);
+        loop {
+            let mut ready = [PollFd::new(&self.0.socket, PollFlags::IN)];
+            match rustix::event::poll(&mut ready, None) {
+                Ok(_) | Err(rustix::io::Errno::INTR) => {}
+                Err(_) => break,
+            }
+            let _passing = self.hold_descriptors();
+            match crate::socket::receive(self.0.socket.as_fd(), &mut bytes, true) {
+                Ok(Some(received)) => {
+                    if let Ok(notice) = postcard::from_bytes::<Notice>(&bytes) {
+                        self.deliver(notice, received.descriptors);
+                    }
+                }
+                Err(e) if e.kind() == std::io::ErrorKind::WouldBlock => {}
+                Ok(None) | Err(_) => break,
             }
         }
         locked(&self.0.mail).closed = true;
         self.0.arrived.notify_all();
+    }
+
+    /// While it is held, no descriptor comes in: the sandbox closes what it does not know.
+    pub(crate) fn hold_descriptors(&self) -> MutexGuard<'_, ()> {
+        locked(&self.0.passing)
     }
 
     fn deliver(&self, notice: Notice, mut descriptors: Vec<OwnedFd>) {
@@ -247,12 +267,17 @@ impl Kernel {
                 self.0.arrived.notify_all();
             }
             Notice::Channel(info) => {
-                if let Some(fd) = descriptors.pop() {
+                let window = info.window as usize;
+                // A channel that cannot be mapped is not served: its client's calls wait for the
+                // kernel to revoke it.
+                if let Some(fd) = descriptors.pop()
+                    && let Ok(mapping) = Mapping::new(fd.as_fd(), channel_len(window), true)
+                {
                     self.0.inbox.push(Arrival::Channel {
                         id: ChannelId(info.channel),
                         client: info.client,
-                        fd,
-                        window: info.window as usize,
+                        mapping,
+                        window,
                     });
                 }
             }

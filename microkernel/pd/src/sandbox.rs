@@ -94,6 +94,7 @@ const COMMON: &[Row] = &[
     (libc::SYS_recvmsg, Is(0, SOCKET)),
     (libc::SYS_sendmsg, Is(0, SOCKET)),
     (libc::SYS_poll, Any),
+    (libc::SYS_ppoll, Any),
     (libc::SYS_write, Is(0, LOG_FD)),
     (libc::SYS_writev, Is(0, LOG_FD)),
     // std asks whether a descriptor is open before it closes it, in builds with debug assertions.
@@ -125,7 +126,6 @@ const CCACHE: &[Row] = &[
     (libc::SYS_getpeername, Any),
     (libc::SYS_fcntl, Any),
     (libc::SYS_ioctl, Is(1, libc::FIONBIO as u64)),
-    (libc::SYS_ppoll, Any),
     (libc::SYS_epoll_create1, Any),
     (libc::SYS_epoll_ctl, Any),
     (libc::SYS_epoll_wait, Any),
