@@ -219,7 +219,7 @@ fn stack(ready: &Ready, process: &ProcessContext, ids: &process::Process) -> Res
     env.iter().for_each(|e| word(base + e));
     word(0);
     let elf = &ready.program.elf;
-    let (hwcap, hwcap2) = rustix::param::linux_hwcap();
+    let [hwcap, hwcap2] = crate::host::facts().hwcap;
     let secure = ids.uid[0] != ids.uid[1] || ids.gid[0] != ids.gid[1];
     for kind in AT {
         word(kind);
@@ -236,11 +236,11 @@ fn stack(ready: &Ready, process: &ProcessContext, ids: &process::Process) -> Res
             13 => u64::from(ids.gid[0]),                         // AT_GID
             14 => u64::from(ids.gid[1]),                         // AT_EGID
             15 => base + platform,                               // AT_PLATFORM
-            16 => hwcap as u64,                                  // AT_HWCAP
+            16 => hwcap,                                  // AT_HWCAP
             17 => 100,                                           // AT_CLKTCK
             23 => u64::from(secure),                             // AT_SECURE
             25 => base + random,                                 // AT_RANDOM
-            26 => hwcap2 as u64,                                 // AT_HWCAP2
+            26 => hwcap2,                                 // AT_HWCAP2
             31 => base + path,                                   // AT_EXECFN
             51 => 3632,                                          // AT_MINSIGSTKSZ
             _ => 0,

@@ -8,7 +8,9 @@ use crate::services::Services;
 use crate::state::ProcessContext;
 use clustix_ccache::cache::Version;
 use clustix_ccache::name::Name;
+use clustix_pd::exec;
 use clustix_proto::Errno;
+use clustix_proto::errno::EBUSY;
 use clustix_proto::process::name;
 use serde::{Deserialize, Serialize};
 use std::sync::atomic::Ordering;
@@ -54,4 +56,43 @@ pub async fn hold<S: Services>(
         return Err(RESTART);
     }
     Ok(())
+}
+
+/// How long the threads of a node may take to come to a call boundary, ns.
+const BOUND_NS: u64 = 2_000_000_000;
+
+/// Holds every thread at a call boundary, or in a call that is stored as data. EBUSY if one does not
+/// get there in time; then none is held.
+pub async fn freeze<S: Services>(node: &Node<S>) -> Result<(), Errno> {
+    if !node.frozen() {
+        node.freeze.fetch_add(1, Ordering::AcqRel);
+        exec::wake_all(&node.freeze);
+    }
+    let until = exec::now_ns() + BOUND_NS;
+    loop {
+        let all: Vec<_> = node.processes().values().cloned().collect();
+        let Some(late) = all.into_iter().find(|r| !r.held.load(Ordering::Acquire)) else {
+            return Ok(());
+        };
+        let seen = late.attention.load(Ordering::Acquire);
+        if late.held.load(Ordering::Acquire) {
+            continue;
+        }
+        let moved = exec::changed(&late.attention, seen);
+        // A process that ends leaves the table without a word.
+        let again = exec::sleep_until(until.min(exec::now_ns() + 10_000_000));
+        exec::select(moved, again).await;
+        if exec::now_ns() >= until {
+            thaw(node);
+            return Err(EBUSY);
+        }
+    }
+}
+
+/// Lets the threads go on.
+pub fn thaw<S: Services>(node: &Node<S>) {
+    if node.frozen() {
+        node.freeze.fetch_add(1, Ordering::AcqRel);
+        exec::wake_all(&node.freeze);
+    }
 }

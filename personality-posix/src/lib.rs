@@ -21,6 +21,7 @@ pub mod elf;
 pub mod exec;
 pub mod fd;
 pub mod freeze;
+pub mod host;
 pub mod ids;
 pub mod image;
 pub mod layouts;
@@ -34,7 +35,9 @@ pub mod openers;
 pub mod path;
 pub mod poll;
 pub mod process;
+pub mod remote;
 pub mod rw;
+pub mod service;
 pub mod services;
 pub mod signal;
 pub mod stat;
@@ -43,6 +46,8 @@ pub mod thread;
 pub mod time;
 pub mod tty;
 pub mod watch;
+
+pub use service::main;
 
 /// The stub's image, a static ELF file: what the kernel's zygote executes.
 pub const STUB_IMAGE: &[u8] = include_bytes!(concat!(env!("OUT_DIR"), "/stub"));

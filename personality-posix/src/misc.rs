@@ -53,15 +53,15 @@ pub async fn sys_uname<S: Services>(call: &mut Call<'_, S>) -> Result<i64, Errno
 
 /// sysinfo(2): uptime and number of processes of this node, and the host's memory.
 pub async fn sys_sysinfo<S: Services>(call: &mut Call<'_, S>) -> Result<i64, Errno> {
-    let host = rustix::system::sysinfo();
+    let [total, free] = crate::host::facts().memory;
     let processes = call.node.processes().len();
     let bytes = Bytes::default()
         .u64(exec::now_ns() / 1_000_000_000)
         .u64(0)
         .u64(0)
         .u64(0)
-        .u64(host.totalram as u64)
-        .u64(host.freeram as u64)
+        .u64(total)
+        .u64(free)
         .u64(0)
         .u64(0)
         .u64(0)
@@ -70,7 +70,7 @@ pub async fn sys_sysinfo<S: Services>(call: &mut Call<'_, S>) -> Result<i64, Err
         .pad(88)
         .u64(0)
         .u64(0)
-        .u32(host.mem_unit)
+        .u32(1)
         .pad(112);
     call.out(0, &bytes.0);
     Ok(0)
@@ -272,7 +272,7 @@ pub async fn sys_setpriority<S: Services>(_: &mut Call<'_, S>) -> Result<i64, Er
 
 /// sched_getaffinity(2): the host's CPUs.
 pub async fn sys_sched_getaffinity<S: Services>(call: &mut Call<'_, S>) -> Result<i64, Errno> {
-    let cpus = std::thread::available_parallelism().map_or(1, |n| n.get()).min(64) as u8;
+    let cpus = crate::host::facts().cpus;
     if call.args[1] < 8 || call.args[1] % 8 != 0 {
         return Err(EINVAL);
     }
