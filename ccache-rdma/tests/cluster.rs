@@ -347,7 +347,9 @@ impl Run {
             8 | 9 => Work::Sum,
             10 | 11 => Work::Flip(flags()[r.below(3)]),
             12 => Work::Grab(counter),
-            _ => Work::Wait(counters()[0]),
+            // One client per node at most: nobody else wakes the last that works.
+            _ if client.id == 100 => Work::Wait(counters()[0]),
+            _ => Work::Sum,
         };
         self.clients[i].work = Some(work);
         self.go_on(i);
@@ -410,7 +412,19 @@ impl Run {
         self.clients.retain(|c| c.node != node);
     }
 
+    /// Kills a node, if it can be when a write of its is half done: so many verbs after it began.
     fn kill(&mut self, node: u8) {
+        let mut after = 1 + self.random.below(60);
+        for _ in 0..3_000 {
+            let writing = |c: &Client| c.node == node && c.asked.is_some_and(|a| a.2);
+            if self.clients.iter().any(writing) {
+                after -= 1;
+            }
+            if after == 0 {
+                break;
+            }
+            self.step();
+        }
         self.poll_clients();
         self.lose_clients(node);
         self.c.kill(node);
