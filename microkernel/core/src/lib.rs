@@ -7,11 +7,11 @@
 //!
 //! Principles, after seL4 (reference manual, MCS variant):
 //! 1. Nothing happens without a capability: every check is made here, on the invoking PD's own
-//!    CSpace ([`cnode`]), and the host acts only on an action.
+//!    CSpace (`cnode`), and the host acts only on an action.
 //! 2. Authority only shrinks: a derived capability never has more rights than its source, and
-//!    revoking a capability removes all that was derived from it ([`derivation`]).
-//! 3. Everything is bounded: objects are charged to the PD that made them ([`budget`]), waiting
-//!    operations to the PD that waits ([`wait`]); a full table is an error to the one who asked.
+//!    revoking a capability removes all that was derived from it (`derivation`).
+//! 3. Everything is bounded: objects are charged to the PD that made them (`budget`), waiting
+//!    operations to the PD that waits (`wait`); a full table is an error to the one who asked.
 //! 4. Death leaves nothing: a dead PD holds no capability, waits for nothing, owns no object and
 //!    has no channel; whoever waited for it is told.
 //!

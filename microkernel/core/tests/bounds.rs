@@ -132,6 +132,34 @@ fn a_channel_ends_with_its_server_and_begins_with_its_next_start() {
 }
 
 #[test]
+fn cancelling_badged_sends_ends_those_and_no_others() {
+    let mut k = kernel();
+    let (_, client, _) = server_and_client(&mut k);
+    k.handle(Event::Start { pd: client });
+    for badge in [1, 2] {
+        k.handle(Event::Invoke(mint(client, 16, 20 + badge, badge)));
+    }
+    for (request, from) in [(1, 21), (2, 22), (3, 16), (4, 21)] {
+        let send =
+            Invocation { request, syscall: Syscall::Send, ..call(client, from, 0, &[], &[]) };
+        assert_eq!(k.handle(Event::Invoke(send)), []);
+    }
+    let mut cancel = |at| {
+        let label = Label::CNodeCancelBadgedSends.number();
+        let inv = call(client, slot::CNODE, label, &[at, 64], &[]);
+        let ended = |a: &Action| match a {
+            Action::Answer { to, result: Err(Error::Gone) } => Some(to.request),
+            _ => None,
+        };
+        k.handle(Event::Invoke(inv)).iter().filter_map(ended).collect::<Vec<_>>()
+    };
+    assert_eq!(cancel(16), []);
+    assert_eq!(cancel(21), [1, 4]);
+    assert_eq!(cancel(22), [2]);
+    assert_eq!(k.check(), Ok(()));
+}
+
+#[test]
 fn waiting_operations_are_bounded_per_pd() {
     let mut k = kernel();
     let (server, client, _) = server_and_client(&mut k);
