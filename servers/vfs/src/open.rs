@@ -122,6 +122,16 @@ async fn remove_blocks<C: Cache>(cache: &C, ino: u64) -> Answer<()> {
 /// without names and openers. Replies how many were removed. Safe beside anything else, as long as
 /// a node that is not in `live` stays away meanwhile.
 pub async fn orphans<C: Cache>(cache: &C, live: u16) -> Answer<u64> {
+    orphans_beside(cache, async || Ok(live)).await
+}
+
+/// As [`orphans`], where nodes may join meanwhile: `live` is asked again for each inode that has a bit
+/// of a node outside of the last answer, after the bit was seen. A node joins before it opens anything.
+pub async fn orphans_beside<C: Cache>(
+    cache: &C,
+    mut live: impl AsyncFnMut() -> Answer<u16>,
+) -> Answer<u64> {
+    let mut now = live().await?;
     let mut after = None;
     let mut removed = 0;
     loop {
@@ -131,10 +141,13 @@ pub async fn orphans<C: Cache>(cache: &C, live: u16) -> Answer<u64> {
         for (object, _) in page {
             let ino = object.id() as u64;
             let Some(Walked { inode, .. }) = object::inode(cache, ino).await? else { continue };
-            if inode.openers & !live != 0 {
-                change(cache, ino, |openers| openers & live).await?;
+            let mut gone = inode.openers & !now;
+            if gone != 0 {
+                now = live().await?;
+                gone &= !now;
+                change(cache, ino, |openers| openers & !gone).await?;
             }
-            if inode.nlink == 0 && inode.openers & live == 0 {
+            if inode.nlink == 0 && inode.openers & !gone == 0 {
                 reap(cache, ino).await?;
                 removed += 1;
             }

@@ -5,10 +5,10 @@ use crate::op::{attr, link, make, rename, unlink};
 use crate::{mkfs, open};
 use clustix_ccache::cache::Cache;
 use clustix_ccache::client::CacheClient;
-use clustix_pd::{Boot, BootError, Call};
-use clustix_proto::errno::EINVAL;
-use clustix_proto::service;
+use clustix_pd::{Boot, BootError, Call, exec};
+use clustix_proto::errno::{EAGAIN, EINVAL};
 use clustix_proto::vfs::{Reply, Request};
+use clustix_proto::{Answer, service};
 
 /// The protection domain `vfs`. Returns only when it cannot start.
 pub fn main(boot: Boot) -> Result<(), BootError> {
@@ -17,8 +17,62 @@ pub fn main(boot: Boot) -> Result<(), BootError> {
     crate::number::random();
     boot.enter_sandbox()?;
     let handler = async |_: &Call, request: Request| handle(&cache, request).await;
-    service::run(&boot.server, handler, Vec::new());
+    service::run(&boot.server, handler, vec![Box::pin(tend(&cache))]);
     Ok(())
+}
+
+/// First and longest pause between two looks at the cluster's members, ns.
+const FIRST_LOOK: u64 = 20_000_000;
+const LONGEST_LOOK: u64 = 5_000_000_000;
+
+/// What the server does unasked: makes the file system of a new cluster, and, at its start and when a
+/// node was lost, ends what nobody holds any more.
+async fn tend(cache: &CacheClient) {
+    let mut made = false;
+    let mut known: Option<Vec<(u8, u64)>> = None;
+    let mut pause = FIRST_LOOK;
+    loop {
+        if !made {
+            match mkfs::mkfs(cache).await {
+                Ok(()) => (made, pause) = (true, FIRST_LOOK),
+                Err(e) => tracing::debug!(%e, "no file system yet"),
+            }
+        }
+        if made
+            && let Ok(status) = cache.status().await
+            && status.lease
+            && status.settled
+        {
+            let lost = known.as_ref().is_none_or(|k| k.iter().any(|m| !status.members.contains(m)));
+            let tended = !lost
+                || match open::orphans_beside(cache, async || live(cache).await).await {
+                    Ok(0) => true,
+                    Ok(n) => {
+                        tracing::info!("removed {n} files without names that nobody has open");
+                        true
+                    }
+                    Err(e) => {
+                        tracing::debug!(%e, "not all files without names could be looked at");
+                        false
+                    }
+                };
+            if tended {
+                known = Some(status.members);
+            }
+        }
+        exec::sleep_until(exec::now_ns() + pause).await;
+        // Until the cluster serves, others wait for this.
+        pause = if known.is_some() { (pause * 2).min(LONGEST_LOOK) } else { FIRST_LOOK };
+    }
+}
+
+/// The slots of the present members, as bits.
+async fn live(cache: &CacheClient) -> Answer<u16> {
+    let status = cache.status().await?;
+    if !status.lease || !status.settled {
+        return Err(EAGAIN);
+    }
+    Ok(status.members.iter().fold(0, |bits, m| bits | 1 << (m.0 & 15)))
 }
 
 /// Serves one request. Errors are those of the man page of the call of the same name.

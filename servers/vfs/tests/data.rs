@@ -265,3 +265,28 @@ fn readers_beside_writers_and_truncations_see_no_byte_that_was_not_there() {
     exec::run(tasks);
     assert_sound(&*cache);
 }
+
+#[test]
+fn a_file_system_is_made_once_by_however_many() {
+    let cache = std::sync::Arc::new(clustix_ccache::local::LocalCache::new());
+    let tasks: Vec<Task<'_>> = (0..4u64)
+        .map(|t| {
+            let c = Awkward::new(cache.clone(), t + 1, 100, true);
+            Box::pin(async move { clustix_vfs::mkfs(&c).await.unwrap() }) as Task<'_>
+        })
+        .collect();
+    exec::run(tasks);
+    let made = cache.len();
+    exec::block_on(async {
+        clustix_vfs::mkfs(&*cache).await.unwrap();
+        let w = clustix_vfs::walk(&*cache, &ROOT_USER, ROOT, b"/dev/urandom", true).await.unwrap();
+        let d = clustix_drivers::of_inode(w.inode.mode, w.inode.rdev);
+        assert_eq!(d, Some(clustix_drivers::CharDevice::Random));
+        for (path, mode) in [("/tmp", 0o41777), ("/proc", 0o40555), ("/dev/pts", 0o40755)] {
+            let w = clustix_vfs::walk(&*cache, &ROOT_USER, ROOT, path.as_bytes(), true).await;
+            assert_eq!(w.unwrap().inode.mode, mode, "{path}");
+        }
+    });
+    assert_eq!(cache.len(), made);
+    assert_sound(&*cache);
+}
