@@ -1,12 +1,15 @@
 //! Starting node processes and waiting until they serve.
 
-use crate::connection::Connection;
+use crate::connection::{Connection, PATIENCE};
 use crate::interrupt::Interrupts;
 use crate::procfs::{self, Process, timespec};
 use crate::state::{self, Folder};
 use crate::wire::{self, Reply, Request};
 use anyhow::{Context, Result, anyhow, bail};
+use clustix_ccache::name::Name;
+use clustix_ccache::set;
 use rustix::event::{PollFd, PollFlags, poll};
+use std::collections::HashSet;
 use std::fs::OpenOptions;
 use std::io::Read;
 use std::os::unix::fs::OpenOptionsExt;
@@ -264,6 +267,7 @@ pub fn restore(nodes: &Nodes<'_>, path: &std::path::Path, interrupts: &Interrupt
     let Some(mut reader) = crate::snapshot::Reader::open(path)? else { return Ok(0) };
     let mut connection = nodes.ask(Request::Restore)?;
     let (mut chunk, mut bytes, mut count) = (Vec::new(), 0, 0);
+    let mut kept = HashSet::new();
     loop {
         if let Some(signal) = interrupts.caught() {
             return Err(anyhow!(Interrupted(signal)));
@@ -277,7 +281,27 @@ pub fn restore(nodes: &Nodes<'_>, path: &std::path::Path, interrupts: &Interrupt
         let Some(object) = object else { break };
         bytes += size;
         count += 1;
+        kept.insert(object.name);
         chunk.push((object.name, object.data));
+    }
+    // What the new cluster made by itself before (its own /dev, say) would be left without a name.
+    for started in &nodes.started {
+        let mut list = Connection::open(nodes.folder, started.slot, Request::Objects { set: None })?;
+        while let Some(reply) = list.next(Some(PATIENCE))? {
+            let Reply::Objects(page) = reply else {
+                bail!("node {} gave an unexpected answer", started.slot)
+            };
+            let outlives =
+                |o: &wire::Object| set::descriptor(o.name.set()).is_some_and(|d| d.snapshot);
+            let names: Vec<Name> = page
+                .into_iter()
+                .filter(|o| outlives(o) && !kept.contains(&o.name))
+                .map(|o| o.name)
+                .collect();
+            if !names.is_empty() {
+                send(&mut connection, &wire::Restored::Remove(names))?;
+            }
+        }
     }
     send(&mut connection, &wire::Restored::End)?;
     match connection.next(Some(Duration::from_secs(120)))? {

@@ -15,6 +15,7 @@ pub mod connection;
 pub mod control;
 pub mod interrupt;
 pub mod launch;
+pub mod node;
 pub mod procfs;
 pub mod snapshot;
 pub mod state;

@@ -258,6 +258,8 @@ pub enum Kind {
 pub enum Restored {
     /// Objects and their payloads, at most [`CHUNK`] bytes in all or one object.
     Objects(Vec<(Name, Vec<u8>)>),
+    /// Objects that a new cluster made by itself and the snapshot does not have.
+    Remove(Vec<Name>),
     /// That was all.
     End,
 }
@@ -316,6 +318,9 @@ pub struct Failure {
     pub message: String,
     /// Whether asking another node, or asking again, may succeed.
     pub elsewhere: bool,
+    /// What the command should exit with: 127 for a program that is not there and 126 for one that
+    /// cannot be run, as shells have it; else 1.
+    pub exit: u8,
 }
 
 /// How the cluster stands, as one node sees it.

@@ -13,6 +13,8 @@ pub mod data;
 pub mod leftover;
 pub mod program;
 pub mod random;
+pub mod terminal;
 
 pub use cluster::Cluster;
 pub use program::{Output, Program};
+pub use terminal::Terminal;

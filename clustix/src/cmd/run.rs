@@ -30,7 +30,14 @@ pub fn run(folder: &Folder, args: args::Run) -> Result<ExitCode> {
         bail!("-t gives the program this terminal, but standard input is not one; leave -t out");
     }
     let request = Request::Run(program(&args)?);
-    let (connection, pid) = start(folder, args.node, &request)?;
+    let (connection, pid) = match start(folder, args.node, &request) {
+        Ok(started) => started,
+        Err(e) => {
+            let exit = e.downcast_ref::<wire::Failure>().map_or(1, |f| f.exit);
+            eprintln!("clustix: {e:#}");
+            return Ok(ExitCode::from(exit));
+        }
+    };
     if args.detach {
         println!("{pid}");
         return Ok(ExitCode::SUCCESS);

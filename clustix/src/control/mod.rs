@@ -40,6 +40,8 @@ pub(crate) struct Node {
     pub incarnation: u64,
     pub cluster: String,
     pub gate: Gate,
+    /// The user whose command line is answered; the sandbox does not let it be asked for later.
+    pub owner: rustix::process::Uid,
 }
 
 /// Serves the command line until the node ends.
@@ -60,6 +62,7 @@ pub fn main(mut boot: Boot) -> Result<()> {
         incarnation: boot.incarnation,
         cluster: boot.cluster.clone(),
         gate: Gate::default(),
+        owner: rustix::process::geteuid(),
     });
     boot.enter_sandbox().context("the sandbox")?;
     let listener = UnixListener::from(socket);
@@ -71,16 +74,25 @@ pub fn main(mut boot: Boot) -> Result<()> {
             Err(e) => return Err(e).context("the listening socket"),
         };
         clustix_pd::metrics::add("clustix_control_connections_total", 1);
-        let (node, sessions) = (node.clone(), sessions.clone());
+        let node = node.clone();
         let full = sessions.fetch_add(1, Ordering::AcqRel) >= MAX_SESSIONS;
-        let count = sessions.clone();
+        let place = Place(sessions.clone());
         let thread = std::thread::Builder::new().name("session".into()).spawn(move || {
+            let _place = place;
             session::serve(&node, stream, full);
-            sessions.fetch_sub(1, Ordering::AcqRel);
         });
-        if thread.is_err() {
-            count.fetch_sub(1, Ordering::AcqRel);
+        if let Err(e) = thread {
+            tracing::warn!("no thread for a connection: {e}");
         }
+    }
+}
+
+/// A session's place among [`MAX_SESSIONS`], given up however it ends.
+struct Place(Arc<AtomicUsize>);
+
+impl Drop for Place {
+    fn drop(&mut self) {
+        self.0.fetch_sub(1, Ordering::AcqRel);
     }
 }
 

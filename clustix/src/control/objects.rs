@@ -3,7 +3,9 @@
 use super::Node;
 use super::session::{errno, failed, kept, send};
 use crate::wire::{self, Failure, Metric, NodeStatus, Object, Pd, Reply, Restored, Status};
-use clustix_ccache::cache::{Cache, CacheError, MAX_BYTES, MAX_OBJECTS, Transaction};
+use clustix_ccache::cache::{
+    Cache, CacheError, Expect, MAX_BYTES, MAX_OBJECTS, Transaction, Write,
+};
 use clustix_ccache::name::{Name, SHARDS};
 use clustix_ccache::request::{self, Dumped};
 use clustix_ccache::set;
@@ -18,6 +20,7 @@ fn cache_failed(what: impl std::fmt::Display, e: CacheError) -> Failure {
     Failure {
         message: format!("{what}: {e}"),
         elsewhere: matches!(e, CacheError::NoQuorum | CacheError::Busy | CacheError::Gone),
+        exit: 1,
     }
 }
 
@@ -193,16 +196,21 @@ pub(crate) fn restore(node: &Node, stream: &mut UnixStream) -> Result<(), Failur
         return Err(failed("the cluster is stopping"));
     };
     loop {
-        let objects = match wire::receive::<Restored>(stream) {
-            Ok(Some(Restored::Objects(objects))) => objects,
+        let writes: Vec<(Name, Option<Vec<u8>>)> = match wire::receive::<Restored>(stream) {
+            Ok(Some(Restored::Objects(objects))) => {
+                objects.into_iter().map(|(name, data)| (name, Some(data))).collect()
+            }
+            Ok(Some(Restored::Remove(names))) => {
+                names.into_iter().map(|name| (name, None)).collect()
+            }
             Ok(Some(Restored::End)) => return Ok(()),
             Ok(None) => return Err(failed("the snapshot ended early")),
             Err(e) => return Err(failed(format!("the snapshot could not be read: {e}"))),
         };
-        if let Some((name, _)) = objects.iter().find(|(n, _)| !kept(n.set())) {
+        if let Some((name, _)) = writes.iter().find(|(n, _)| !kept(n.set())) {
             return Err(failed(format!("object {name} is of no set that outlives programs")));
         }
-        exec::block_on(put_all(node, objects)).map_err(|e| match e {
+        exec::block_on(put_all(node, writes)).map_err(|e| match e {
             CacheError::NoSpace => failed(
                 "the cluster has too little memory for the snapshot; give `up` a larger --memory",
             ),
@@ -212,16 +220,17 @@ pub(crate) fn restore(node: &Node, stream: &mut UnixStream) -> Result<(), Failur
 }
 
 /// Writes objects over whatever is there (a new cluster has made its own root directory already).
-async fn put_all(node: &Node, objects: Vec<(Name, Vec<u8>)>) -> Result<(), CacheError> {
+async fn put_all(node: &Node, writes: Vec<(Name, Option<Vec<u8>>)>) -> Result<(), CacheError> {
     let mut transaction = Transaction::new();
     let mut bytes = 0;
-    for (name, data) in objects {
-        if transaction.writes.len() == MAX_OBJECTS || bytes + data.len() > MAX_BYTES {
+    for (name, data) in writes {
+        let length = data.as_ref().map_or(0, Vec::len);
+        if transaction.writes.len() == MAX_OBJECTS || bytes + length > MAX_BYTES {
             node.cache.transact(std::mem::take(&mut transaction)).await?;
             bytes = 0;
         }
-        bytes += data.len();
-        transaction = transaction.set(name, data);
+        bytes += length;
+        transaction.writes.push(Write { name, expect: Expect::Any, data });
     }
     if transaction.writes.is_empty() {
         return Ok(());

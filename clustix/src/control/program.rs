@@ -29,7 +29,7 @@ pub(crate) fn run(node: &Node, stream: &mut UnixStream, run: Run) -> Result<(), 
     check(&run)?;
     let pass = node.gate.enter();
     if pass.is_none() {
-        return Err(Failure { message: "the cluster is stopping".to_owned(), elsewhere: false });
+        return Err(Failure { message: "the cluster is stopping".to_owned(), elsewhere: false, exit: 1 });
     }
     let what = format!(
         "could not start {:?} on node {}",
@@ -54,7 +54,12 @@ pub(crate) fn run(node: &Node, stream: &mut UnixStream, run: Run) -> Result<(), 
         Ok(pid) => pid,
         Err(e) => {
             exec::block_on(abandon(node, &io));
-            return Err(errno(what, e));
+            let exit = match e {
+                numbers::ENOENT => 127,
+                numbers::EACCES | numbers::ENOEXEC | numbers::EISDIR => 126,
+                _ => 1,
+            };
+            return Err(Failure { exit, ..errno(what, e) });
         }
     };
     drop(pass);

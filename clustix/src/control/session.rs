@@ -19,26 +19,26 @@ const FREEZE: Duration = Duration::from_secs(10);
 
 /// A failure that says what, on what and why.
 pub(crate) fn failed(what: impl Into<String>) -> Failure {
-    Failure { message: what.into(), elsewhere: false }
+    Failure { message: what.into(), elsewhere: false, exit: 1 }
 }
 
 /// A failure from an error number; a node without majority or time is worth leaving for another.
 pub(crate) fn errno(what: impl std::fmt::Display, e: Errno) -> Failure {
     use clustix_proto::errno::{EAGAIN, EBUSY, EIO};
-    Failure { message: format!("{what}: {e}"), elsewhere: [EAGAIN, EBUSY, EIO].contains(&e) }
+    Failure { message: format!("{what}: {e}"), elsewhere: [EAGAIN, EBUSY, EIO].contains(&e), exit: 1 }
 }
 
 /// Serves one connection to its end.
 pub(crate) fn serve(node: &Node, mut stream: UnixStream, full: bool) {
-    let owner = rustix::process::geteuid();
     match socket_peercred(&stream) {
-        Ok(peer) if peer.uid == owner => {}
+        Ok(peer) if peer.uid == node.owner => {}
         _ => return,
     }
     let answer = if full {
         Err(Failure {
             message: format!("node {} has too many connections; try again", node.slot),
             elsewhere: true,
+            exit: 1,
         })
     } else {
         hello(&mut stream).and_then(|request| dispatch(node, &mut stream, request))

@@ -1,0 +1,255 @@
+//! `clustix node`: the kernel process of one node, and `clustix pd`, a protection domain of it.
+//!
+//! The launcher prepares what the kernel may not: it leaves the session of whoever ran `clustix up`,
+//! says in the `pid` file who it is, binds the node's three sockets, and hands the system
+//! description with its gaps filled to [`clustix_kernel_host::Host`]. From then on the process is
+//! the microkernel and nothing else.
+
+use crate::args::{NodeProcess, PdProcess};
+use crate::launch::READY;
+use crate::procfs;
+use crate::state::{Cluster, Folder, Phase};
+use anyhow::{Context, Result, bail};
+use clustix_ccache::layout::RegionId;
+use clustix_ccache::lease::Timing;
+use clustix_ccache::request::Rights;
+use clustix_ccache::service::{self, rights};
+use clustix_ccache::set::Class;
+use clustix_kernel_host::{Config, Host, SystemDescription};
+use clustix_member::node::Start;
+use clustix_pd::Boot;
+use rustix::fd::OwnedFd;
+use std::collections::HashMap;
+use std::fs::File;
+use std::io::Write;
+use std::os::unix::net::UnixListener;
+use std::process::ExitCode;
+
+/// The system description of every node.
+const SYSTEM: &str = include_str!("../system.toml");
+
+/// What init starts, in this order.
+const ORDER: [&str; 6] = ["process", "vfs", "memory", "console", "posix", "control"];
+
+/// What the badge of a role's channel to ccache allows.
+fn rights(role: &str) -> Option<Rights> {
+    Some(match role {
+        "member" => rights::MEMBER,
+        // Makes the first file system and PID 1.
+        "init" => rights::INIT.and(Rights::full(Class::Vfs)).and(Rights::full(Class::Process)),
+        "process" => rights::PROCESS,
+        "vfs" => rights::VFS,
+        "memory" => rights::MEMORY,
+        "console" => rights::CONSOLE,
+        "posix" => rights::POSIX,
+        "control" => rights::CONTROL,
+        _ => return None,
+    })
+}
+
+/// The system description with sizes and badges.
+///
+/// # Errors
+/// The description is malformed, or names what has no size or rights.
+pub fn system() -> Result<SystemDescription> {
+    let mut system: SystemDescription = toml::from_str(SYSTEM).context("system.toml")?;
+    for region in &mut system.regions {
+        region.size = match region.name.as_str() {
+            "slab" => clustix_ccache::slab::BYTES as u64,
+            "raft" => clustix_member::RAFT_BYTES as u64,
+            name => RegionId::all()
+                .find(|id| id.name() == name)
+                .map(RegionId::len)
+                .with_context(|| format!("system.toml: region {name:?} has no size"))?,
+        };
+    }
+    for channel in system.channels.iter_mut().filter(|c| c.server == "ccache") {
+        channel.badge = rights(&channel.client)
+            .with_context(|| format!("system.toml: {:?} has no rights at ccache", channel.client))?
+            .0;
+    }
+    system.check().context("system.toml")?;
+    Ok(system)
+}
+
+/// Runs a node until it is asked to end or cannot go on.
+///
+/// # Errors
+/// It cannot start; the reason goes to its log too.
+pub fn node(name: &str, args: &NodeProcess) -> Result<ExitCode> {
+    // Out of the terminal's session: its signals are not for the node. Fails only for a process
+    // that leads a group already, which then has been detached.
+    let _ = rustix::process::setsid();
+    rustix::process::umask(rustix::fs::Mode::from_raw_mode(0o077));
+    let mut pid_file = take_stdin()?;
+    let me = procfs::stat(std::process::id()).context("/proc does not show this process")?;
+    writeln!(pid_file, "{} {}", me.pid, me.start).context("the pid file")?;
+
+    let folder = Folder::at(args.state.clone(), name)?;
+    let cluster = folder.cluster()?.context("there is no cluster.json")?;
+    let home = folder.node(args.slot);
+    let bind = |file: &str| -> Result<OwnedFd> {
+        let path = home.join(file);
+        let socket = UnixListener::bind(&path)
+            .with_context(|| format!("could not bind {}", path.display()))?;
+        Ok(socket.into())
+    };
+    let descriptors = HashMap::from(
+        [("control", "control.sock"), ("ccache", "fabric.sock"), ("member", "member.sock")].map(
+            |(role, file)| {
+                let name = file.trim_end_matches(".sock").to_owned();
+                bind(file).map(|fd| (role.to_owned(), vec![(name, fd)]))
+            },
+        )
+        .into_iter()
+        .collect::<Result<Vec<_>>>()?
+        .into_iter()
+        .collect::<HashMap<_, _>>(),
+    );
+    let config = Config {
+        node: args.slot,
+        incarnation: args.incarnation,
+        cluster: cluster.name.clone(),
+        system: system()?,
+        args: arguments(&folder, &cluster, args)?,
+        descriptors,
+        stub_image: clustix_posix::STUB_IMAGE.to_vec(),
+        log: None,
+        program: "/proc/self/exe".into(),
+        arguments: vec!["pd".into()],
+        trace_sandbox: true,
+    };
+    let mut ready = std::io::stdout().lock();
+    ready.write_all(READY).and_then(|()| ready.flush()).context("whoever started this went away")?;
+    drop(ready);
+    let null = File::options().write(true).open("/dev/null").context("/dev/null")?;
+    rustix::stdio::dup2_stdout(&null).context("standard output")?;
+    drop(null);
+    let end = Host::run(config)?;
+    eprintln!("node {} (incarnation {}): {end:?}", args.slot, args.incarnation);
+    // Held until here: the node's processes are gone.
+    drop(pid_file);
+    Ok(ExitCode::from(u8::try_from(end.exit_code()).unwrap_or(70)))
+}
+
+/// Descriptor 0 is the locked pid file: it moves away, so that no child inherits the lock.
+fn take_stdin() -> Result<File> {
+    let held = rustix::io::fcntl_dupfd_cloexec(rustix::stdio::stdin(), 10).context("the pid file")?;
+    let null = File::open("/dev/null").context("/dev/null")?;
+    rustix::stdio::dup2_stdin(&null).context("standard input")?;
+    Ok(File::from(held))
+}
+
+/// What the domains are told, by role.
+fn arguments(
+    folder: &Folder,
+    cluster: &Cluster,
+    args: &NodeProcess,
+) -> Result<HashMap<String, Vec<u8>>> {
+    let state = folder.path().to_str().context("the state folder's path is not UTF-8")?.to_owned();
+    let first = match cluster.phase {
+        Phase::Starting => true,
+        Phase::Running => false,
+        Phase::Stopping | Phase::Stopped => bail!("the cluster is stopped"),
+    };
+    let timing = Timing::default();
+    let start = if first {
+        Start::First((0..).zip(cluster.incarnations.iter().copied()).collect())
+    } else {
+        Start::Join
+    };
+    let member = clustix_member::node::Config {
+        slot: args.slot,
+        incarnation: args.incarnation,
+        state,
+        start,
+        timing,
+    };
+    let ccache = service::Config {
+        timing,
+        budget_bytes: cluster.memory,
+        first_incarnation: first,
+        ..service::Config::default()
+    };
+    let init: Vec<String> = ORDER.iter().map(|r| (*r).to_owned()).collect();
+    Ok(HashMap::from([
+        ("ccache".to_owned(), postcard::to_stdvec(&ccache)?),
+        ("member".to_owned(), postcard::to_stdvec(&member)?),
+        ("init".to_owned(), postcard::to_stdvec(&init)?),
+    ]))
+}
+
+/// Runs a protection domain until it ends.
+///
+/// # Errors
+/// It was not started by a kernel; there is no such role; it cannot go on.
+pub fn pd(args: &PdProcess) -> Result<ExitCode> {
+    let role = args.role.as_str();
+    tracing_subscriber::fmt()
+        .with_writer(std::io::stderr)
+        .with_ansi(false)
+        .without_time()
+        .with_max_level(tracing::Level::INFO)
+        .init();
+    let boot = Boot::from_kernel().with_context(|| {
+        format!("`clustix pd {role}` is started by a node's kernel, not by hand")
+    })?;
+    if boot.role != role {
+        bail!("the kernel started {:?}, the command line says {role:?}", boot.role);
+    }
+    match role {
+        "ccache" => service::main(boot),
+        "member" => clustix_member::service::main(boot),
+        "init" => clustix_init::main(boot)?,
+        "process" => clustix_process::main(boot)?,
+        "vfs" => clustix_vfs::main(boot)?,
+        "memory" => clustix_memory::main(boot)?,
+        "console" => clustix_console::main(boot)?,
+        "posix" => clustix_posix::service::main(boot)?,
+        "control" => crate::control::main(boot)?,
+        other => bail!("there is no protection domain {other:?}"),
+    }
+    Ok(ExitCode::FAILURE)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_system_description_is_complete() {
+        let system = system().unwrap();
+        for role in ORDER {
+            let pd = system.pds.iter().find(|p| p.role == role).expect(role);
+            assert_eq!(pd.supervisor.as_deref(), Some("init"), "{role}");
+        }
+        for region in &system.regions {
+            assert!(region.size > 0, "{}", region.name);
+        }
+        assert_eq!(system.regions.len(), RegionId::all().count() + 2);
+    }
+
+    #[test]
+    fn a_domain_maps_the_classes_it_has_rights_to_and_no_others() {
+        let system = system().unwrap();
+        for channel in system.channels.iter().filter(|c| c.server == "ccache") {
+            let pd = system.pds.iter().find(|p| p.role == channel.client).unwrap();
+            for class in Class::ALL {
+                let region = format!("arena-{}", class.name());
+                let maps = pd.regions.iter().any(|r| r.name == region);
+                let may = Rights(channel.badge).allows(Rights::read(class));
+                assert_eq!(maps, may, "{} {region}", pd.role);
+            }
+        }
+    }
+
+    #[test]
+    fn only_ccache_writes_the_arena() {
+        use clustix_kernel_host::Access;
+        for pd in system().unwrap().pds.iter().filter(|p| p.role != "ccache") {
+            for grant in pd.regions.iter().filter(|r| r.name.starts_with("arena-")) {
+                assert_eq!(grant.access, Access::Read, "{} {}", pd.role, grant.name);
+            }
+        }
+    }
+}

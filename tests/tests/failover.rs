@@ -1,0 +1,179 @@
+//! A random node killed and started again, round after round, under two writers. The oracle is here on
+//! the host: a file counts as acknowledged when the writer's line about it has come out.
+
+use anyhow::{Context, Result, bail, ensure};
+use clustix_tests::random::Random;
+use clustix_tests::{Cluster, leftover};
+use std::collections::BTreeMap;
+use std::io::{BufRead, BufReader};
+use std::process::Stdio;
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+use std::sync::{Arc, Mutex};
+use std::time::{Duration, Instant};
+
+const NODES: u8 = 3;
+
+/// A writer: makes files one after the other, says each one's number once it is written.
+struct Writer {
+    name: &'static str,
+    cluster: Arc<Cluster>,
+    /// Acknowledged: number → node that acknowledged it.
+    done: Mutex<BTreeMap<u64, u8>>,
+    /// Next number nobody has used.
+    next: AtomicU64,
+    node: AtomicU64,
+    stop: AtomicBool,
+    lost: AtomicU64,
+}
+
+/// Contents of file `n`: what a reader must find.
+fn contents(name: &str, n: u64) -> String {
+    format!("{name} wrote {n}; {}", "x".repeat((n % 977) as usize))
+}
+
+impl Writer {
+    /// Writes on some live node until it is told to stop; goes on elsewhere when that node dies.
+    fn run(&self, mut random: Random) -> Result<()> {
+        while !self.stop.load(Ordering::Acquire) {
+            let node = random.below(NODES.into()) as u8;
+            let from = self.next.load(Ordering::Acquire);
+            // Written under another name first: a file whose line was not seen may be half there,
+            // one whose line was seen is whole.
+            let script = format!(
+                "n={from}; pad=$(cat /pad); while :; do \
+                 k=$((n % 977)); printf '%s wrote %s; %.*s' {name} $n $k \"$pad\" > /{name}/.new && \
+                 mv /{name}/.new /{name}/$n && echo $n || exit 1; n=$((n+1)); done",
+                name = self.name
+            );
+            let mut command = self.cluster.sh_command(Some(node), &script);
+            let mut child =
+                command.stdin(Stdio::null()).stdout(Stdio::piped()).stderr(Stdio::piped()).spawn()?;
+            let out = child.stdout.take().context("a pipe")?;
+            self.node.store(node.into(), Ordering::Release);
+            for line in BufReader::new(out).lines() {
+                let Ok(n) = line?.parse::<u64>() else { bail!("{}: not a number", self.name) };
+                self.done.lock().unwrap().insert(n, node);
+                self.next.store(n + 1, Ordering::Release);
+                if self.stop.load(Ordering::Acquire) {
+                    break;
+                }
+            }
+            self.node.store(u64::MAX, Ordering::Release);
+            if self.stop.load(Ordering::Acquire) {
+                let _ = child.kill();
+            }
+            let out = child.wait_with_output()?;
+            if out.status.code() == Some(137) {
+                self.lost.fetch_add(1, Ordering::AcqRel);
+            }
+            // The file under way when the node died may or may not be there: its number is not used
+            // again, so that it cannot be mistaken for the next writer's.
+            self.next.fetch_add(1, Ordering::AcqRel);
+        }
+        Ok(())
+    }
+
+    fn count(&self) -> usize {
+        self.done.lock().unwrap().len()
+    }
+}
+
+#[test]
+fn no_acknowledged_file_is_lost() -> Result<()> {
+    let before = leftover::domains_and_stubs();
+    let mut random = Random::seeded("failover");
+    let rounds = if std::env::var_os("CLUSTIX_TEST_ALL").is_some() { 200 } else { 20 };
+    let cluster = Arc::new(Cluster::up(NODES)?);
+    cluster.sh(None, "mkdir /w1 /w2; i=0; while [ $i -lt 1000 ]; do printf x; i=$((i+1)); done > /pad")?.ok()?;
+    let writers: Vec<Arc<Writer>> = ["w1", "w2"]
+        .into_iter()
+        .map(|name| {
+            Arc::new(Writer {
+                name,
+                cluster: cluster.clone(),
+                done: Mutex::default(),
+                next: AtomicU64::new(1),
+                node: AtomicU64::new(u64::MAX),
+                stop: AtomicBool::new(false),
+                lost: AtomicU64::new(0),
+            })
+        })
+        .collect();
+    let threads: Vec<_> = writers
+        .iter()
+        .map(|w| {
+            let (w, seed) = (w.clone(), Random::clone(&random));
+            let mut seed = seed;
+            for _ in 0..w.name.len() + usize::from(w.name == "w2") {
+                seed.number();
+            }
+            std::thread::spawn(move || w.run(seed))
+        })
+        .collect();
+    let mut served = Vec::new();
+    let mut rebuilt = Vec::new();
+    let (mut under_way, mut idle) = (0, 0);
+    for round in 0..rounds {
+        cluster.settled(Duration::from_secs(60)).with_context(|| format!("round {round}"))?;
+        // The kill must meet writers at work: wait for one more file of each.
+        for w in &writers {
+            let seen = w.count();
+            let until = Instant::now() + Duration::from_secs(30);
+            while w.count() == seen {
+                ensure!(Instant::now() < until, "round {round}: {} does not go on", w.name);
+                std::thread::sleep(Duration::from_millis(1));
+            }
+        }
+        std::thread::sleep(Duration::from_millis(random.below(50)));
+        let victim = random.below(NODES.into()) as u8;
+        let there = writers
+            .iter()
+            .filter(|w| w.node.load(Ordering::Acquire) == u64::from(victim))
+            .count();
+        if there > 0 { under_way += 1 } else { idle += 1 }
+        let killed = Instant::now();
+        cluster.cli(["kill-node", &victim.to_string()])?.ok()?;
+        let survivor = (victim + 1) % NODES;
+        let out = cluster.sh(Some(survivor), &format!("echo {round} > /served; cat /served"))?.ok()?;
+        ensure!(out.text().trim() == round.to_string(), "{out:?}");
+        served.push(killed.elapsed().as_millis());
+        let started = Instant::now();
+        cluster.cli(["start-node", &victim.to_string()])?.ok()?;
+        cluster.settled(Duration::from_secs(60)).with_context(|| format!("round {round}"))?;
+        rebuilt.push(started.elapsed().as_millis());
+    }
+    for w in &writers {
+        w.stop.store(true, Ordering::Release);
+    }
+    for thread in threads {
+        thread.join().map_err(|_| anyhow::anyhow!("a writer panicked"))??;
+    }
+    // Every acknowledged file, from a node of its own, against the oracle.
+    let back = tempfile::tempdir()?;
+    let mut checked = 0;
+    for w in &writers {
+        let to = back.path().join(w.name);
+        let dir = format!("/{}", w.name);
+        cluster.cli(["export", &dir, to.to_str().context("path")?])?.ok()?;
+        for (n, node) in w.done.lock().unwrap().iter() {
+            let found = std::fs::read(to.join(n.to_string()))
+                .with_context(|| format!("{dir}/{n}, acknowledged on node {node}, is lost"))?;
+            ensure!(found == contents(w.name, *n).into_bytes(), "{dir}/{n}, acknowledged on node {node}, is damaged: {:?}", String::from_utf8_lossy(&found));
+            checked += 1;
+        }
+    }
+    ensure!(under_way > 0, "no kill met a writer on its node");
+    served.sort_unstable();
+    rebuilt.sort_unstable();
+    println!(
+        "failover: {rounds} rounds, {under_way} with a writer on the victim ({idle} with none), {} programs lost with their node",
+        writers.iter().map(|w| w.lost.load(Ordering::Acquire)).sum::<u64>()
+    );
+    println!("failover: {checked} acknowledged files, none lost");
+    println!(
+        "failover: kill to first served request: median {} ms, worst {} ms; start to all copies rebuilt: median {} ms, worst {} ms",
+        served[served.len() / 2], served[served.len() - 1], rebuilt[rebuilt.len() / 2], rebuilt[rebuilt.len() - 1]
+    );
+    cluster.cli(["down"])?.ok()?;
+    leftover::none_but(&before)
+}

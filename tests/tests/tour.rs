@@ -1,0 +1,174 @@
+//! The README's tour, step by step, and what is left after it: also when the command line was
+//! interrupted or killed at each step.
+
+use anyhow::{Result, ensure};
+use clustix_tests::random::Random;
+use clustix_tests::{Cluster, Program, Terminal, leftover};
+use rustix::process::Signal;
+use std::time::Duration;
+
+fn first_word(out: &clustix_tests::Output) -> String {
+    out.text().trim().to_owned()
+}
+
+#[test]
+fn the_tour() -> Result<()> {
+    let before = leftover::domains_and_stubs();
+    let shared = leftover::shared_places();
+    let c = Cluster::new()?;
+    c.cli(["up", "--nodes", "3"])?.ok()?;
+    c.install_busybox()?;
+    ensure!(first_word(&c.sh(None, "echo hi > /a; cat /a")?.ok()?) == "hi");
+    ensure!(first_word(&c.cli(["run", "--node", "2", "--", "cat", "/a"])?.ok()?) == "hi");
+
+    let mut t = Terminal::start(c.command(["run", "-it", "--", "sh"]))?;
+    t.type_in("echo x$((40+2))y\n")?;
+    t.expect("x42y")?;
+    t.type_in("test -t 0 && echo on a term''inal\n")?;
+    t.expect("on a terminal")?;
+    t.type_in("sleep 100\n")?;
+    t.expect("sleep 100")?;
+    t.type_in("\x03")?;
+    t.type_in("echo status=$?\n")?;
+    t.expect("status=130")?;
+    t.type_in("exit 7\n")?;
+    ensure!(t.end()? == 7);
+
+    c.settled(Duration::from_secs(30))?;
+    c.cli(["kill-node", "0"])?.ok()?;
+    ensure!(first_word(&c.cli(["run", "--", "cat", "/a"])?.ok()?) == "hi");
+    c.cli(["start-node", "0"])?.ok()?;
+    let nodes = c.json(["nodes"])?;
+    ensure!(nodes.as_array().is_some_and(|n| n.iter().all(|n| n["state"] == "up")), "{nodes}");
+
+    let objects = c.json(["objects"])?;
+    let objects = objects.as_array().cloned().unwrap_or_default();
+    ensure!(objects.iter().any(|o| o["set"] == "inode"), "{} objects", objects.len());
+    for o in &objects {
+        ensure!(o["replicas"].as_array().is_some_and(|r| !r.is_empty()), "{o}");
+    }
+    let pid = first_word(&c.cli(["run", "--detach", "--", "sleep", "1000"])?.ok()?);
+    let ps = c.json(["ps"])?;
+    let shown = ps.as_array().is_some_and(|p| {
+        p.iter().any(|p| p["pid"].to_string() == pid && p["command"] == "sleep 1000")
+    });
+    ensure!(shown, "{pid} in {ps}");
+    let down = c.cli(["down"])?.ok()?;
+    ensure!(down.text().contains(&format!("ended: {pid} sleep 1000")), "{}", down.text());
+    leftover::none_but(&before)?;
+    leftover::only_what_down_keeps(c.state())?;
+
+    c.cli(["up", "--nodes", "3"])?.ok()?;
+    ensure!(first_word(&c.cli(["run", "--", "cat", "/a"])?.ok()?) == "hi");
+    c.cli(["down"])?.ok()?;
+    leftover::none_but(&before)?;
+    leftover::only_what_down_keeps(c.state())?;
+    ensure!(leftover::shared_places() == shared, "something is left in /dev/shm");
+    Ok(())
+}
+
+#[test]
+fn pipes_status_and_signals_are_a_local_commands() -> Result<()> {
+    let c = Cluster::up(1)?;
+    let input: Vec<u8> = (0..300_000u32).flat_map(|n| format!("{n}\n").into_bytes()).collect();
+    let out = c.sh_with(None, "cat", &input)?.ok()?;
+    ensure!(out.out == input, "{} of {} bytes came back", out.out.len(), input.len());
+    let out = c.sh(None, "echo out; echo err >&2; exit 3")?;
+    ensure!((out.status, out.text().as_str(), out.errors().as_str()) == (3, "out\n", "err\n"), "{out:?}");
+    ensure!(c.sh(None, "kill -SEGV $$")?.status == 128 + 11);
+
+    // Ctrl-C.
+    let run = Program::start(c.sh_command(None, "trap 'echo caught; exit 5' INT; echo > /ready; while :; do sleep 1; done"), b"")?;
+    wait_for(&c, "test -e /ready")?;
+    run.signal(Signal::INT)?;
+    let out = run.end()?;
+    ensure!((out.status, out.text().as_str()) == (5, "caught\n"), "{out:?}");
+
+    // A killed `run`: the program gets SIGHUP.
+    let run = Program::start(c.sh_command(None, "trap 'echo > /hup; exit' HUP; echo > /ready2; while :; do sleep 1; done"), b"")?;
+    wait_for(&c, "test -e /ready2")?;
+    run.signal(Signal::KILL)?;
+    run.end()?;
+    wait_for(&c, "test -e /hup")?;
+
+    // A reader that has gone.
+    let out = c.sh(None, "yes | head -n 2; echo ${PIPESTATUS:-}")?.ok()?;
+    ensure!(out.text().starts_with("y\ny\n"), "{out:?}");
+    c.cli(["down", "--discard"])?.ok()?;
+    Ok(())
+}
+
+/// Asks until the shell command succeeds, at most 10 s.
+fn wait_for(c: &Cluster, test: &str) -> Result<()> {
+    let until = std::time::Instant::now() + Duration::from_secs(10);
+    loop {
+        if c.sh(None, test)?.status == 0 {
+            return Ok(());
+        }
+        ensure!(std::time::Instant::now() < until, "never: {test}");
+    }
+}
+
+/// The command line, killed at a random moment of each step, and what the next command makes of it.
+#[test]
+fn interrupted_and_killed_at_each_step() -> Result<()> {
+    let mut random = Random::seeded("interrupted");
+    let rounds = if std::env::var_os("CLUSTIX_TEST_ALL").is_some() { 10 } else { 2 };
+    let before = leftover::domains_and_stubs();
+    let c = Cluster::new()?;
+    let mut hit = 0;
+    for round in 0..rounds {
+        for signal in [Signal::INT, Signal::TERM, Signal::KILL] {
+            // `up`: cleans up after itself; killed outright, the next command does.
+            let up = Program::start(c.command(["up", "--nodes", "2"]), b"")?;
+            std::thread::sleep(Duration::from_millis(random.below(800)));
+            let signalled = up.signal(signal).is_ok();
+            let out = up.end()?;
+            hit += usize::from(signalled && out.status != 0);
+            if signal != Signal::KILL && out.status != 0 {
+                leftover::none_but(&before)?;
+            }
+            if round % 2 == 0 && out.status != 0 {
+                c.cli(["down"])?.ok()?;
+                leftover::none_but(&before)?;
+                leftover::only_what_down_keeps(c.state())?;
+            }
+            if out.status != 0 {
+                c.cli(["up", "--nodes", "2"])?.ok()?;
+            }
+            c.install_busybox()?;
+            c.sh(None, &format!("echo round-{round} > /a"))?.ok()?;
+            for step in [
+                &["run", "--", "sh", "-c", "while :; do echo x; sleep 1; done"][..],
+                &["ps"],
+                &["objects"],
+                &["kill-node", "1"],
+                &["start-node", "1"],
+            ] {
+                let running = Program::start(c.command(step), b"")?;
+                std::thread::sleep(Duration::from_millis(random.below(300)));
+                let _ = running.signal(signal);
+                running.end()?;
+            }
+            // Whatever became of node 1: both are wanted again.
+            let nodes = c.json(["nodes"])?;
+            if nodes[1]["state"] == "down" {
+                c.cli(["start-node", "1"])?.ok()?;
+            }
+            // `down`: the next one finishes it, and nothing is lost on the way.
+            let down = Program::start(c.command(["down"]), b"")?;
+            std::thread::sleep(Duration::from_millis(random.below(500)));
+            let _ = down.signal(signal);
+            hit += usize::from(down.end()?.status != 0);
+            c.cli(["down"])?.ok()?;
+            leftover::none_but(&before)?;
+            leftover::only_what_down_keeps(c.state())?;
+            c.cli(["up", "--nodes", "2"])?.ok()?;
+            let a = c.cli(["run", "--", "cat", "/a"])?.ok()?;
+            ensure!(first_word(&a) == format!("round-{round}"), "{a:?}");
+            c.cli(["down"])?.ok()?;
+        }
+    }
+    println!("interrupted: {hit} commands were cut short, {} rounds", rounds * 3);
+    leftover::none_but(&before)
+}
