@@ -52,6 +52,11 @@ struct Renewal {
 /// Leases that a new member has, beyond the usual one, to send its first renewal.
 const FIRST_BEAT: u64 = 3;
 
+/// Leases that a member is silent before it is suspected. A ccache that dies is noticed by the end
+/// of its connection, at once; silence means that it stands still, which a loaded machine makes a
+/// live one do for a lease or two, and to evict a live node costs more than to wait.
+const SILENCE: u64 = 3;
+
 /// This node's lease. Times are `CLOCK_MONOTONIC`, ns.
 #[derive(Debug)]
 pub struct Lease {
@@ -148,7 +153,7 @@ impl Lease {
 /// What changed in this node's opinion of a peer.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub enum Opinion {
-    /// Silent for longer than a lease, or its connection broke.
+    /// Silent for some leases, or its connection broke.
     Suspect(u8, u64),
     /// It beats again.
     Trust(u8, u64),
@@ -231,7 +236,7 @@ impl Watch {
             }
             if late {
                 p.since = p.since.max(now);
-            } else if now.saturating_sub(p.since) > self.timing.lease_ns {
+            } else if now.saturating_sub(p.since) > SILENCE * self.timing.lease_ns {
                 p.suspected = true;
                 news.push(Opinion::Suspect(slot as u8, p.incarnation));
             }
@@ -301,9 +306,9 @@ mod tests {
         w.install(0, 0, [(0, 1), (1, 7), (2, 1)]);
         assert_eq!(w.tick(751 * MS, 751 * MS), [], "they have time for their first");
         assert_eq!(w.observe(760 * MS, 1, 5), None);
-        assert_eq!(w.tick(1_000 * MS, 1_000 * MS), []);
-        assert_eq!(w.tick(1_001 * MS, 1_001 * MS), [Opinion::Suspect(2, 1)]);
-        assert_eq!(w.tick(1_011 * MS, 1_011 * MS), [Opinion::Suspect(1, 7)]);
+        assert_eq!(w.tick(1_500 * MS, 1_500 * MS), []);
+        assert_eq!(w.tick(1_501 * MS, 1_501 * MS), [Opinion::Suspect(2, 1)]);
+        assert_eq!(w.tick(1_511 * MS, 1_511 * MS), [Opinion::Suspect(1, 7)]);
         assert_eq!(w.tick(1_900 * MS, 1_900 * MS), []);
         assert_eq!(w.observe(1_901 * MS, 1, 6), Some(Opinion::Trust(1, 7)));
         assert_eq!(w.broken(1, 6), None, "another incarnation's connection");
@@ -315,7 +320,7 @@ mod tests {
         let mut w = Watch::new(Timing::default());
         w.install(0, 0, [(1, 1)]);
         assert_eq!(w.tick(5_000 * MS, 50 * MS), []);
-        assert_eq!(w.tick(5_250 * MS, 5_250 * MS), [], "counting began anew");
-        assert_eq!(w.tick(5_251 * MS, 5_251 * MS), [Opinion::Suspect(1, 1)]);
+        assert_eq!(w.tick(5_750 * MS, 5_750 * MS), [], "counting began anew");
+        assert_eq!(w.tick(5_751 * MS, 5_751 * MS), [Opinion::Suspect(1, 1)]);
     }
 }

@@ -35,6 +35,10 @@ pub fn main(mut boot: Boot) -> ! {
         Ok(r) => r,
         Err(e) => fail(&e),
     };
+    // A first view waits for every member; one whose ccache is not there yet does not answer.
+    if let Err(e) = exec::block_on(cache.status()) {
+        fail(&format_args!("ccache: {e}"));
+    }
     let (events, for_member) = mpsc::channel(256);
     let (views, to_install) = mpsc::channel::<View>(64);
     // The ring is waited for with futexes, raft's sockets with epoll: a thread each.
