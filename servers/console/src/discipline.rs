@@ -46,6 +46,7 @@ pub fn new_tty(winsize: [u16; 4]) -> Tty {
         output_end: 0,
         output_taken: 0,
         attached: true,
+        client: (0, 0),
     }
 }
 

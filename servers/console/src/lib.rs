@@ -20,7 +20,8 @@ pub mod termios;
 pub use server::{Server, Signals};
 
 use clustix_ccache::client::CacheClient;
-use clustix_pd::{Boot, BootError, Call, CallError, Client, exec, rpc};
+use clustix_pd::exec::{self, Either};
+use clustix_pd::{Boot, BootError, Call, CallError, Client, rpc};
 use clustix_proto::console::Request;
 use clustix_proto::process::{self, Target};
 use clustix_proto::service;
@@ -28,21 +29,22 @@ use clustix_proto::service;
 /// Signals by way of this node's process server.
 struct ProcessServer(Client);
 
-/// Tries while the process server is being restarted, and the pause between them.
-const TRIES: u32 = 100;
+/// How long a process server that is being restarted is waited for, and the pause between tries.
+const PATIENCE_NS: u64 = 2_000_000_000;
 const PAUSE_NS: u64 = 20_000_000;
 
 impl Signals for ProcessServer {
     async fn kill(&self, target: Target, signal: u8) {
         let request = process::Request::Kill { sender: 0, target, signal };
-        for _ in 0..TRIES {
-            match rpc::<_, process::Response>(&self.0, &request).await {
-                Ok(_) | Err(CallError::Revoked | CallError::TooLarge | CallError::Malformed) => {
-                    return;
-                }
-                Err(CallError::Gone | CallError::Busy) => {
+        let until = exec::now_ns() + PATIENCE_NS;
+        loop {
+            let call = rpc::<_, process::Response>(&self.0, &request);
+            match exec::select(call, exec::sleep_until(until)).await {
+                Either::Left(Err(CallError::Gone | CallError::Busy)) => {
                     exec::sleep_until(exec::now_ns() + PAUSE_NS).await;
                 }
+                Either::Left(_) => return,
+                Either::Right(()) => break,
             }
         }
         tracing::warn!("signal {signal} to {target:?} is lost: the process server does not answer");
@@ -54,7 +56,7 @@ pub fn main(boot: Boot) -> Result<(), BootError> {
     let cache = CacheClient::new(&boot)?;
     let process = ProcessServer(boot.channel("process")?);
     boot.enter_sandbox()?;
-    let server = Server::new(cache, process);
+    let server = Server::new(cache, process).incarnation(boot.incarnation);
     let handler = async |_: &Call, request: Request| server.handle(request).await;
     service::run(&boot.server, handler, Vec::new());
     Ok(())

@@ -3,7 +3,7 @@
 use crate::discipline::{self, Input, Signal};
 use clustix_ccache::cache::Cache;
 use clustix_ccache::name::Shard;
-use clustix_ccache::set::Class;
+use clustix_ccache::set::{self, Class};
 use clustix_proto::console::{Reply, Request, Response, Tty, tty};
 use clustix_proto::errno::{self, Errno};
 use clustix_proto::object::{Attempts, Draft};
@@ -14,6 +14,8 @@ const SIGHUP: Signal = 1;
 const SIGCONT: Signal = 18;
 const SIGWINCH: Signal = 28;
 
+/// Most pages of one listing.
+const PAGES: usize = 256;
 /// Highest terminal number tried for a new one.
 const NUMBERS: u32 = 16 * 1024;
 
@@ -27,6 +29,7 @@ pub trait Signals {
 pub struct Server<C, S> {
     cache: C,
     signals: S,
+    incarnation: u64,
 }
 
 /// What a step wants after it is committed.
@@ -52,7 +55,12 @@ fn to_group(pgid: Pid, signals: &[Signal]) -> Vec<(Target, Signal)> {
 impl<C: Cache, S: Signals> Server<C, S> {
     /// Over this cluster-cache; signals go to `signals`.
     pub fn new(cache: C, signals: S) -> Self {
-        Server { cache, signals }
+        Server { cache, signals, incarnation: 0 }
+    }
+
+    /// The same in this incarnation of the node: a client's terminal knows where it attached from.
+    pub fn incarnation(self, incarnation: u64) -> Self {
+        Server { incarnation, ..self }
     }
 
     /// Serves one request.
@@ -109,6 +117,9 @@ impl<C: Cache, S: Signals> Server<C, S> {
                         t.output_taken = kept;
                     }
                     t.attached = attached;
+                    if attached {
+                        t.client = (self.cache.node(), self.incarnation);
+                    }
                     discipline::resume(t);
                     Ok(After::value(kept))
                 })
@@ -197,6 +208,9 @@ impl<C: Cache, S: Signals> Server<C, S> {
                 })
                 .await
             }
+            Request::ClientsLost { node, incarnation } => {
+                self.clients_lost(node, incarnation).await
+            }
             Request::Remove { tty } => self.remove(tty).await,
         }
     }
@@ -238,12 +252,39 @@ impl<C: Cache, S: Signals> Server<C, S> {
             if d.load_bytes(tty(number)).await?.is_some() {
                 continue;
             }
-            d.store(tty(number), &discipline::new_tty(winsize))?;
+            let client = (self.cache.node(), self.incarnation);
+            d.store(tty(number), &Tty { client, ..discipline::new_tty(winsize) })?;
             if d.commit().await? {
                 return Ok(Reply { value: number.into(), ..Reply::default() });
             }
         }
         Err(errno::ENOSPC)
+    }
+
+    async fn clients_lost(&self, node: u8, incarnation: u64) -> Response {
+        let mut after = None;
+        let mut result = Ok(Reply::default());
+        for _ in 0..PAGES {
+            let page = self.cache.list(set::TTY, after).await?;
+            let Some((last, _)) = page.last() else { break };
+            after = Some(*last);
+            for (name, _) in &page {
+                let detach = |t: &mut Tty| {
+                    if t.attached && t.client.0 == node && t.client.1 <= incarnation {
+                        t.attached = false;
+                        discipline::resume(t);
+                    }
+                    Ok(After::default())
+                };
+                match self.step(name.id() as u32, true, detach).await {
+                    // Gone meanwhile.
+                    Ok(_) | Err(errno::ENXIO) => {}
+                    // The others must not wait for it.
+                    Err(e) => result = Err(e),
+                }
+            }
+        }
+        result
     }
 
     async fn remove(&self, number: u32) -> Response {

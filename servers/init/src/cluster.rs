@@ -3,11 +3,12 @@
 
 use crate::record::{self, Node};
 use crate::supervise::wall_s;
+use crate::tell::Servers;
 use crate::watch::Watch;
 use clustix_ccache::cache::{Cache, Version};
 use clustix_ccache::client::CacheClient;
 use clustix_ccache::layout::control;
-use clustix_pd::{Boot, Client, Region, exec, rpc};
+use clustix_pd::{Boot, Region, exec};
 use clustix_proto::Errno;
 use clustix_proto::object::{Attempts, Draft, load};
 use clustix_proto::process::{self, Process};
@@ -24,7 +25,7 @@ const SLOTS: u8 = 16;
 
 pub(crate) struct Cluster {
     cache: CacheClient,
-    process: Client,
+    servers: Servers,
     control: Option<Region>,
     node: u8,
     incarnation: u64,
@@ -70,10 +71,10 @@ pub async fn follow_view(
 }
 
 impl Cluster {
-    pub(crate) fn new(boot: &Boot, cache: CacheClient, process: Client) -> Cluster {
+    pub(crate) fn new(boot: &Boot, cache: CacheClient, servers: Servers) -> Cluster {
         Cluster {
             cache,
-            process,
+            servers,
             control: boot.region("arena-control").ok(),
             node: boot.node,
             incarnation: boot.incarnation,
@@ -91,8 +92,10 @@ impl Cluster {
                 match self.cache.status().await {
                     // Before the first view there is nothing to compare with.
                     Ok(status) if status.epoch > 0 => {
-                        follow_view(&mut watch, &status.members, &mut due, |slot, i| {
-                            self.tell(slot, i)
+                        follow_view(&mut watch, &status.members, &mut due, async |slot, i| {
+                            // Every node's init does: it is idempotent there, and so needs
+                            // nobody to be chosen for it.
+                            self.servers.node_lost(slot, i).await
                         })
                         .await;
                         epoch = Some(status.epoch);
@@ -160,22 +163,6 @@ impl Cluster {
             return d.commit().await;
         }
         Ok(true)
-    }
-
-    /// Tells the process server of a loss. Every node's init does: it is idempotent there, and so
-    /// needs nobody to be chosen for it.
-    async fn tell(&self, node: u8, incarnation: u64) -> bool {
-        let request = process::Request::NodeLost { node, incarnation };
-        match rpc::<_, process::Response>(&self.process, &request).await {
-            Ok(Ok(_)) => {
-                tracing::info!("incarnations of node {node} up to {incarnation} are dead");
-                true
-            }
-            r => {
-                tracing::warn!("the loss of node {node} was not taken note of: {r:?}");
-                false
-            }
-        }
     }
 }
 

@@ -8,13 +8,14 @@
 //! 3. It may itself die: the kernel restarts it, starting a domain that runs does nothing, and all
 //!    that it tells others it may tell again.
 //!
-//! Nobody calls it; it calls the kernel, ccache, and the process server.
+//! Nobody calls it; it calls the kernel, ccache, and the process and console servers.
 
 #![forbid(unsafe_code)]
 
 pub mod record;
 pub mod restart;
 mod supervise;
+mod tell;
 pub mod watch;
 
 mod cluster;
@@ -35,11 +36,13 @@ pub fn main(boot: Boot) -> Result<(), BootError> {
     });
     let cache = CacheClient::new(&boot)?;
     let process = boot.channel("process")?;
+    let console = boot.channel("console")?;
     // Threads are made before the sandbox closes.
     let deaths = Arc::new(supervise::Deaths::new(&boot.kernel).map_err(BootError::Socket)?);
     boot.enter_sandbox()?;
-    let supervised = supervise::Supervisor::new(&boot, roles, cache.clone(), process.clone());
-    let cluster = cluster::Cluster::new(&boot, cache, process);
+    let servers = tell::Servers { process, console, node: boot.node };
+    let supervised = supervise::Supervisor::new(&boot, roles, cache.clone(), servers.clone());
+    let cluster = cluster::Cluster::new(&boot, cache, servers);
     let tasks: [Task<'_>; 2] = [Box::pin(supervised.run(&deaths)), Box::pin(cluster.run())];
     exec::run(tasks);
     Ok(())

@@ -2,12 +2,12 @@
 
 use crate::record::{MOST_VERDICTS, Verdict, verdicts};
 use crate::restart::{Decision, Policy, WINDOW_NS};
+use crate::tell::Servers;
 use clustix_ccache::cache::Cache;
 use clustix_ccache::client::CacheClient;
-use clustix_pd::{Boot, Client, Kernel, KernelError, PdEvent, exec, rpc};
+use clustix_pd::{Boot, Kernel, KernelError, PdEvent, exec};
 use clustix_proto::Errno;
 use clustix_proto::object::{Attempts, Draft};
-use clustix_proto::process;
 use std::cell::RefCell;
 use std::collections::VecDeque;
 use std::sync::atomic::{AtomicBool, AtomicU32, Ordering};
@@ -16,9 +16,8 @@ use std::time::{SystemTime, UNIX_EPOCH};
 
 /// The domain whose death is the death of its programs.
 const PERSONALITY: &str = "posix";
-/// Longest that the process server is asked to end a dead personality's programs.
-const TELL_NS: u64 = 5_000_000_000;
-const TELL_PAUSE_NS: u64 = 20_000_000;
+/// The domain whose death is the end of its clients' connections.
+const CONTROL: &str = "control";
 
 /// `CLOCK_REALTIME`, seconds.
 pub(crate) fn wall_s() -> i64 {
@@ -84,8 +83,13 @@ pub(crate) struct Supervisor {
     node: u8,
     incarnation: u64,
     cache: CacheClient,
-    process: Client,
+    servers: Servers,
     policy: RefCell<Policy>,
+    /// Deaths that servers must be told of, and those that they were told of; a domain is in one of
+    /// them at most once.
+    mourned: RefCell<VecDeque<PdEvent>>,
+    buried: RefCell<VecDeque<PdEvent>>,
+    mourning: AtomicU32,
 }
 
 impl Supervisor {
@@ -93,15 +97,18 @@ impl Supervisor {
         boot: &Boot,
         roles: Vec<String>,
         cache: CacheClient,
-        process: Client,
+        servers: Servers,
     ) -> Supervisor {
         Supervisor {
             kernel: boot.kernel.clone(),
             node: boot.node,
             incarnation: boot.incarnation,
             cache,
-            process,
+            servers,
             policy: RefCell::new(Policy::new(roles, exec::now_ns())),
+            mourned: RefCell::default(),
+            buried: RefCell::default(),
+            mourning: AtomicU32::new(0),
         }
     }
 
@@ -109,7 +116,19 @@ impl Supervisor {
         loop {
             let heard = deaths.inner.bell.load(Ordering::Acquire);
             while let Some(event) = deaths.take() {
-                self.mourn(event).await;
+                tracing::warn!("{} (pid {}) died: {:?}", event.role, event.pid, event.status);
+                if [PERSONALITY, CONTROL].contains(&event.role.as_str()) {
+                    self.mourned.borrow_mut().push_back(event);
+                    self.mourning.fetch_add(1, Ordering::Release);
+                    exec::wake_all(&self.mourning);
+                } else {
+                    self.restart(event).await;
+                }
+            }
+            loop {
+                let event = self.buried.borrow_mut().pop_front();
+                let Some(event) = event else { break };
+                self.restart(event).await;
             }
             if deaths.inner.closed.load(Ordering::Acquire) {
                 // Without the kernel there is no node.
@@ -129,6 +148,27 @@ impl Supervisor {
         }
     }
 
+    /// The other task: before what others depend on is started again, servers are told what died
+    /// with it, so that nothing of the next one's is meant. A server that has to be restarted for
+    /// that itself is so meanwhile.
+    pub(crate) async fn mourn(&self, deaths: &Deaths) {
+        loop {
+            let heard = self.mourning.load(Ordering::Acquire);
+            let event = self.mourned.borrow_mut().pop_front();
+            let Some(event) = event else {
+                exec::changed(&self.mourning, heard).await;
+                continue;
+            };
+            if event.role == PERSONALITY {
+                self.servers.personality_lost(self.incarnation).await;
+            } else {
+                self.servers.clients_lost(self.incarnation).await;
+            }
+            self.buried.borrow_mut().push_back(event);
+            deaths.inner.ring();
+        }
+    }
+
     async fn start(&self, role: &str) {
         match self.kernel.pd_start(role) {
             Ok(()) => tracing::info!("{role} started"),
@@ -141,15 +181,9 @@ impl Supervisor {
         }
     }
 
-    async fn mourn(&self, event: PdEvent) {
-        let how = format!("{:?}", event.status);
-        tracing::warn!("{} (pid {}) died: {how}", event.role, event.pid);
+    async fn restart(&self, event: PdEvent) {
         let decision = self.policy.borrow_mut().died(&event.role, exec::now_ns());
-        if event.role == PERSONALITY && decision != Decision::Nothing {
-            // Before it is started again, so that no program of the next one is meant.
-            self.end_programs().await;
-        }
-        self.follow(&event.role, decision, &how).await;
+        self.follow(&event.role, decision, &format!("{:?}", event.status)).await;
     }
 
     async fn follow(&self, role: &str, decision: Decision, how: &str) {
@@ -162,25 +196,6 @@ impl Supervisor {
         if let Err(e) = self.write_down(role, text).await {
             tracing::error!("the verdict on {role} was not written down: {e}");
         }
-    }
-
-    async fn end_programs(&self) {
-        let request = process::Request::PersonalityLost { incarnation: self.incarnation };
-        let until = exec::now_ns() + TELL_NS;
-        loop {
-            // Bounded even when the process server is being restarted, or hangs.
-            let call = rpc::<_, process::Response>(&self.process, &request);
-            match exec::select(call, exec::sleep_until(until)).await {
-                exec::Either::Left(Ok(Ok(_))) => return,
-                exec::Either::Left(r) => tracing::warn!("programs were not ended: {r:?}"),
-                exec::Either::Right(()) => break,
-            }
-            exec::sleep_until(exec::now_ns() + TELL_PAUSE_NS).await;
-            if exec::now_ns() >= until {
-                break;
-            }
-        }
-        tracing::error!("the programs of the dead personality may still be listed");
     }
 
     async fn write_down(&self, role: &str, text: String) -> Result<(), Errno> {

@@ -66,6 +66,8 @@ pub struct Tty {
     pub output_taken: u64,
     /// A client is attached (else output is not waited for).
     pub attached: bool,
+    /// The node that the client attached from, and its incarnation.
+    pub client: (u8, u64),
 }
 
 impl Tty {
@@ -131,6 +133,9 @@ pub enum Request {
     /// The client went away: SIGHUP and SIGCONT to the session's leader and foreground group; reads
     /// end with end-of-file, writes with EIO. Idempotent.
     Hangup { tty: u32 },
+    /// The clients that attached from this node, in incarnations up to this one, are gone: their
+    /// terminals are detached. Acts on what has its primary here. Idempotent.
+    ClientsLost { node: u8, incarnation: u64 },
     /// The terminal is no longer needed. Idempotent.
     Remove { tty: u32 },
 }

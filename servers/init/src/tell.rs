@@ -1,0 +1,83 @@
+//! What init tells servers: each call bounded in time, so that a server that hangs holds up nothing.
+
+use clustix_pd::exec::{self, Either};
+use clustix_pd::{Client, rpc};
+use clustix_proto::{Answer, console, process};
+use serde::Serialize;
+use serde::de::DeserializeOwned;
+
+/// Longest that one call is waited for.
+const CALL_NS: u64 = 3_000_000_000;
+/// Longest that a server is asked again, for what must be done before something else; and the pause.
+const URGENT_NS: u64 = 5_000_000_000;
+const PAUSE_NS: u64 = 20_000_000;
+
+/// The servers that init talks to.
+#[derive(Clone)]
+pub(crate) struct Servers {
+    pub(crate) process: Client,
+    pub(crate) console: Client,
+    /// This node.
+    pub(crate) node: u8,
+}
+
+async fn call<Q: Serialize, R: DeserializeOwned>(to: &Client, request: &Q) -> Result<R, String> {
+    let until = exec::now_ns() + CALL_NS;
+    match exec::select(rpc::<_, Answer<R>>(to, request), exec::sleep_until(until)).await {
+        Either::Left(Ok(Ok(reply))) => Ok(reply),
+        Either::Left(Ok(Err(e))) => Err(e.to_string()),
+        Either::Left(Err(e)) => Err(e.to_string()),
+        Either::Right(()) => Err("no answer".to_owned()),
+    }
+}
+
+async fn insist<Q: Serialize, R: DeserializeOwned>(to: &Client, request: &Q) -> Result<R, String> {
+    let until = exec::now_ns() + URGENT_NS;
+    loop {
+        match call(to, request).await {
+            Err(e) if exec::now_ns() >= until => return Err(e),
+            Err(_) => exec::sleep_until(exec::now_ns() + PAUSE_NS).await,
+            done => return done,
+        }
+    }
+}
+
+impl Servers {
+    /// All incarnations of `node` up to this one are dead. Whether both servers have taken note.
+    pub(crate) async fn node_lost(&self, node: u8, incarnation: u64) -> bool {
+        let lost = process::Request::NodeLost { node, incarnation };
+        let ended = call::<_, process::Reply>(&self.process, &lost).await;
+        let lost = console::Request::ClientsLost { node, incarnation };
+        let detached = call::<_, console::Reply>(&self.console, &lost).await;
+        match (ended, detached) {
+            (Ok(_), Ok(_)) => {
+                tracing::info!("incarnations of node {node} up to {incarnation} are dead");
+                true
+            }
+            (ended, detached) => {
+                tracing::warn!(
+                    "the loss of node {node} was not taken note of: process: {:?}, console: {:?}",
+                    ended.err(),
+                    detached.err()
+                );
+                false
+            }
+        }
+    }
+
+    /// This node's personality died, and its programs with it.
+    pub(crate) async fn personality_lost(&self, incarnation: u64) {
+        let lost = process::Request::PersonalityLost { incarnation };
+        if let Err(e) = insist::<_, process::Reply>(&self.process, &lost).await {
+            tracing::error!("the programs of the dead personality may still be listed: {e}");
+        }
+    }
+
+    /// This node's control died, and every client's connection with it.
+    pub(crate) async fn clients_lost(&self, incarnation: u64) {
+        let lost = console::Request::ClientsLost { node: self.node, incarnation };
+        if let Err(e) = insist::<_, console::Reply>(&self.console, &lost).await {
+            tracing::error!("terminals of lost clients may still be attached: {e}");
+        }
+    }
+}
