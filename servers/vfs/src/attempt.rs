@@ -6,7 +6,7 @@ use clustix_ccache::cache::{Cache, CacheError, Expect, MAX_OBJECTS, Transaction,
 use clustix_ccache::name::Name;
 use clustix_proto::errno::{EAGAIN, EIO};
 use clustix_proto::{Answer, Errno};
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 
 /// Most attempts of one operation. Only other operations' successes make one fail, and the pauses
 /// between attempts grow, so this many mean a livelock that the caller should hear of (EAGAIN).
@@ -59,12 +59,13 @@ pub(crate) struct Object {
 pub struct Attempt<'a, C> {
     cache: &'a C,
     pub(crate) objects: BTreeMap<Name, Object>,
+    read: BTreeSet<Name>,
 }
 
 impl<'a, C: Cache> Attempt<'a, C> {
     /// A new one.
     pub fn new(cache: &'a C) -> Self {
-        Attempt { cache, objects: BTreeMap::new() }
+        Attempt { cache, objects: BTreeMap::new(), read: BTreeSet::new() }
     }
 
     /// The cache it works on.
@@ -84,6 +85,7 @@ impl<'a, C: Cache> Attempt<'a, C> {
 
     /// Takes in what the caller read itself.
     pub fn note(&mut self, name: Name, version: Version, data: Vec<u8>) {
+        self.read.insert(name);
         self.objects.entry(name).or_insert(Object {
             expect: Expect::Version(version),
             data: version.exists().then_some(data),
@@ -120,21 +122,36 @@ impl<'a, C: Cache> Attempt<'a, C> {
         MAX_OBJECTS.saturating_sub(self.objects.len())
     }
 
-    /// Makes the changes, if all that was read is still so.
+    /// Makes the changes, if all that was read is still so; without changes, only sees to that.
     pub async fn commit(self) -> Result<(), Stop> {
         let mut t = Transaction::new();
         for (name, o) in self.objects {
             match o {
                 Object { written: true, expect, data } => {
-                    t.writes.push(Write { name, expect, data })
+                    t.writes.push(Write { name, expect, data });
                 }
                 Object { expect: Expect::Version(v), .. } => t.reads.push((name, v)),
                 Object { expect: Expect::Any, .. } => {}
             }
         }
-        if t.writes.is_empty() {
-            return Ok(());
-        }
         Ok(self.cache.transact(t).await?)
+    }
+
+    /// `refusal`, if all that was read is still so: several objects read one after the other may
+    /// add up to something that never was.
+    pub async fn refuse(self, refusal: Stop) -> Stop {
+        let Stop::Fail(_) = refusal else { return refusal };
+        let mut t = Transaction::new();
+        for (name, o) in &self.objects {
+            if let Expect::Version(v) = o.expect
+                && self.read.contains(name)
+            {
+                t.reads.push((*name, v));
+            }
+        }
+        match self.cache.transact(t).await {
+            Ok(()) => refusal,
+            Err(e) => e.into(),
+        }
     }
 }

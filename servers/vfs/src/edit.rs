@@ -170,9 +170,16 @@ impl<C: Cache> Attempt<'_, C> {
 
     /// Takes one name's link from an inode, or all of a directory's. The last one removes the inode
     /// unless a node has it open or its pages are many; then the inode stays, nameless.
-    pub async fn unlink(&mut self, ino: u64, mut inode: Inode, now: Time) -> Answer<Nameless> {
+    pub async fn unlink(
+        &mut self,
+        ino: u64,
+        mut inode: Inode,
+        now: Time,
+    ) -> Result<Nameless, Stop> {
         inode.ctime = now;
-        inode.nlink = if inode.is_dir() { 0 } else { inode.nlink.checked_sub(1).ok_or(EIO)? };
+        // Fewer than none: inode and name were read at different moments.
+        let left = if inode.is_dir() { Some(0) } else { inode.nlink.checked_sub(1) };
+        inode.nlink = left.ok_or(Stop::Again)?;
         if inode.nlink > 0 {
             self.put_inode(ino, &inode)?;
             return Ok(Nameless::Not);

@@ -58,9 +58,10 @@ pub async fn rename<C: Cache>(
     let to = Side { dir: to.dir.ino, name: new_name, slash: to.slash };
     let (small, nameless) = retry(async || {
         let mut a = Attempt::new(cache);
-        let done = prepare(&mut a, cred, &from, &to, how).await?;
-        a.commit().await?;
-        Ok(done)
+        match prepare(&mut a, cred, &from, &to, how).await {
+            Ok(done) => a.commit().await.map(|()| done),
+            Err(e) => Err(a.refuse(e).await),
+        }
     })
     .await?;
     tidy(cache, &[small], nameless).await
@@ -186,9 +187,10 @@ async fn found<C: Cache>(a: &mut Attempt<'_, C>, at: &Side<'_>) -> Result<Option
     Ok(Some(Found { ino: dentry.ino, inode }))
 }
 
-fn count(dir: &mut Inode, names: i64, links: i32) -> Result<(), Errno> {
-    dir.size = dir.size.checked_add_signed(names).ok_or(EIO)?;
-    dir.nlink = dir.nlink.checked_add_signed(links).ok_or(EIO)?;
+fn count(dir: &mut Inode, names: i64, links: i32) -> Result<(), Stop> {
+    // Fewer than none: inode and names were read at different moments.
+    dir.size = dir.size.checked_add_signed(names).ok_or(Stop::Again)?;
+    dir.nlink = dir.nlink.checked_add_signed(links).ok_or(Stop::Again)?;
     Ok(())
 }
 

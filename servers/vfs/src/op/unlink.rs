@@ -2,6 +2,7 @@
 
 use super::tidy;
 use crate::attempt::{Attempt, Stop, retry};
+use crate::edit::Nameless;
 use crate::object;
 use crate::permission::{EXEC, WRITE, may, sticky};
 use crate::walk::{Last, walk_parent};
@@ -29,28 +30,43 @@ pub async fn unlink<C: Cache>(
     let dir = parent.dir.ino;
     let (small, nameless) = retry(async || {
         let mut a = Attempt::new(cache);
-        let mut d = a.dir(dir).await?;
-        let dentry = a.lookup(dir, &name).await?.ok_or(ENOENT)?;
-        let inode = a.inode(dentry.ino).await?.ok_or(Stop::Again)?;
-        if !rmdir && parent.slash {
-            return Err(Stop::Fail(if inode.is_dir() { EISDIR } else { ENOTDIR }));
+        match prepare(&mut a, cred, dir, &name, parent.slash, rmdir).await {
+            Ok(done) => a.commit().await.map(|()| done),
+            Err(Stop::Fail(ENOENT)) => Err(Stop::Fail(ENOENT)),
+            Err(e) => Err(a.refuse(e).await),
         }
-        check_delete(cred, &d.inode, &inode, rmdir)?;
-        if rmdir && inode.size > 0 {
-            return Err(Stop::Fail(ENOTEMPTY));
-        }
-        let now = object::now();
-        let small = a.take_name(dir, &name).await?;
-        d.inode.size = d.inode.size.checked_sub(1).ok_or(EIO)?;
-        d.inode.nlink = d.inode.nlink.checked_sub(u32::from(rmdir)).ok_or(EIO)?;
-        (d.inode.mtime, d.inode.ctime) = (now, now);
-        a.put_inode(dir, &d.inode)?;
-        let nameless = a.unlink(dentry.ino, inode, now).await?;
-        a.commit().await?;
-        Ok((small.map(|node| (dir, node)), nameless))
     })
     .await?;
     tidy(cache, &[small], nameless).await
+}
+
+async fn prepare<C: Cache>(
+    a: &mut Attempt<'_, C>,
+    cred: &Credentials,
+    dir: u64,
+    name: &[u8],
+    slash: bool,
+    rmdir: bool,
+) -> Result<(Option<(u64, u32)>, Nameless), Stop> {
+    let mut d = a.dir(dir).await?;
+    let dentry = a.lookup(dir, name).await?.ok_or(ENOENT)?;
+    let inode = a.inode(dentry.ino).await?.ok_or(Stop::Again)?;
+    if !rmdir && slash {
+        return Err(Stop::Fail(if inode.is_dir() { EISDIR } else { ENOTDIR }));
+    }
+    check_delete(cred, &d.inode, &inode, rmdir)?;
+    if rmdir && inode.size > 0 {
+        return Err(Stop::Fail(ENOTEMPTY));
+    }
+    let now = object::now();
+    let small = a.take_name(dir, name).await?;
+    // Fewer than none: inode and names were read at different moments.
+    d.inode.size = d.inode.size.checked_sub(1).ok_or(Stop::Again)?;
+    d.inode.nlink = d.inode.nlink.checked_sub(u32::from(rmdir)).ok_or(Stop::Again)?;
+    (d.inode.mtime, d.inode.ctime) = (now, now);
+    a.put_inode(dir, &d.inode)?;
+    let nameless = a.unlink(dentry.ino, inode, now).await?;
+    Ok((small.map(|node| (dir, node)), nameless))
 }
 
 /// Whether `cred` may take the name of `inode` from `dir`, as `as_dir` or not (Linux's may_delete).
