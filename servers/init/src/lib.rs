@@ -43,7 +43,11 @@ pub fn main(boot: Boot) -> Result<(), BootError> {
     let servers = tell::Servers { process, console, node: boot.node };
     let supervised = supervise::Supervisor::new(&boot, roles, cache.clone(), servers.clone());
     let cluster = cluster::Cluster::new(&boot, cache, servers);
-    let tasks: [Task<'_>; 2] = [Box::pin(supervised.run(&deaths)), Box::pin(cluster.run())];
+    let tasks: [Task<'_>; 3] = [
+        Box::pin(supervised.run(&deaths)),
+        Box::pin(supervised.mourn(&deaths)),
+        Box::pin(cluster.run()),
+    ];
     exec::run(tasks);
     Ok(())
 }
