@@ -30,7 +30,7 @@ impl Badges {
     /// Enters a channel; `None` when the table is full.
     fn enter(&mut self, channel: ChannelId, badge: u64) -> Option<u64> {
         let index = self.used.iter().position(|u| !u)?;
-        let id = index as u64 | (u64::from(channel.0) + 1) << 16;
+        let id = index as u64 | (channel.0 + 1) << 16;
         if !write_badge(&self.table, index, id, badge) {
             return None;
         }

@@ -216,6 +216,9 @@ impl Host {
             memory::constant("stub", &config.stub_image).map_err(io("cannot keep the stub"))?;
         let (zygote, zygote_socket) = zygote::start(&image).map_err(io("cannot fork"))?;
         drop(image);
+        // Stubs that outlive the zygote, by a moment, come to this process, which waits for them.
+        rustix::process::set_child_subreaper(Some(rustix::process::getpid()))
+            .map_err(|e| io("cannot adopt stubs")(e.into()))?;
         let signals =
             signals::descriptor(&[libc::SIGTERM, libc::SIGINT, libc::SIGHUP, libc::SIGPIPE])
                 .map_err(io("cannot receive signals"))?;
@@ -327,6 +330,7 @@ impl Host {
             }
         }
         self.zygote.reap(true);
+        process::reap_orphans();
     }
 
     fn signalled(&mut self) {

@@ -114,6 +114,20 @@ pub(crate) fn start(
     Process::of_child(child.id())
 }
 
+/// Waits for every child there still is, at most five seconds. The zygote's death has killed its
+/// stubs (PR_SET_PDEATHSIG) and made them this process's children.
+pub(crate) fn reap_orphans() {
+    let until = clustix_pd::exec::now_ns() + 5_000_000_000;
+    while clustix_pd::exec::now_ns() < until {
+        match waitid(WaitId::All, WaitIdOptions::EXITED | WaitIdOptions::NOHANG) {
+            Ok(Some(_)) | Err(rustix::io::Errno::INTR) => {}
+            // Something still dies: its exit is not long in coming, and there is nothing else to do.
+            Ok(None) => std::thread::sleep(std::time::Duration::from_millis(1)),
+            Err(_) => return,
+        }
+    }
+}
+
 /// A connected pair of packet sockets: the kernel's end does not block.
 pub(crate) fn packet_pair() -> std::io::Result<(OwnedFd, OwnedFd)> {
     let (kernel, other) = rustix::net::socketpair(

@@ -55,8 +55,12 @@ impl Stubs {
         self.table.len()
     }
 
-    /// The process of a stub became known. Its wait status, if it has died already.
+    /// The process of a stub became known. Its wait status, if it has died already — or if the word
+    /// is false: a process that is a stub already spoke on its child's socket.
     pub(crate) fn born(&mut self, id: StubId, pid: u32) -> Option<i32> {
+        if self.by_pid.contains_key(&pid) {
+            return Some(libc::SIGKILL);
+        }
         if let Some(at) = self.early_deaths.iter().position(|&(p, _)| p == pid) {
             return self.early_deaths.remove(at).map(|(_, status)| status);
         }

@@ -125,7 +125,7 @@ const CCACHE: &[Row] = &[
     (libc::SYS_getsockname, Any),
     (libc::SYS_getpeername, Any),
     (libc::SYS_fcntl, Any),
-    (libc::SYS_ioctl, Is(1, libc::FIONBIO as u64)),
+    (libc::SYS_ioctl, Is(1, libc::FIONBIO)),
     (libc::SYS_epoll_create1, Any),
     (libc::SYS_epoll_ctl, Any),
     (libc::SYS_epoll_wait, Any),
@@ -167,7 +167,7 @@ const TOKIO: &[Row] = &[
     (libc::SYS_setsockopt, Any),
     (libc::SYS_getsockname, Any),
     (libc::SYS_getpeername, Any),
-    (libc::SYS_ioctl, Is(1, libc::FIONBIO as u64)),
+    (libc::SYS_ioctl, Is(1, libc::FIONBIO)),
     (libc::SYS_fcntl, Any),
 ];
 

@@ -229,7 +229,7 @@ fn a_hostile_client_spoils_only_its_own_calls() {
             x ^= x >> 7;
             x ^= x << 17;
             // Header and slots; small values hit the states.
-            let at = (x >> 32) as usize % (SLOT + 64 * SLOTS) & !3;
+            let at = ((x >> 32) as usize % (SLOT + 64 * SLOTS)) & !3;
             let value = if x & 1 == 0 { (x >> 8) as u32 % 8 } else { (x >> 8) as u32 };
             hostile.word32(at).unwrap().store(value, Ordering::SeqCst);
         }

@@ -101,6 +101,9 @@ fn passes(name: &str) {
     let status = wait(&mut child);
     let text = reader.join().expect("the log is read");
     assert!(status.success(), "scenario {name}: {status}\n{text}");
+    for figure in text.lines().filter(|l| l.starts_with("call of")) {
+        println!("{figure}");
+    }
 }
 
 fn a_lost_domain_ends_the_node() {
