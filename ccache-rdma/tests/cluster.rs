@@ -414,10 +414,9 @@ impl Run {
 
     /// Kills a node, if it can be when a write of its is half done: so many verbs after it began.
     fn kill(&mut self, node: u8) {
-        let mut after = 1 + self.random.below(60);
-        for _ in 0..3_000 {
-            let writing = |c: &Client| c.node == node && c.asked.is_some_and(|a| a.2);
-            if self.clients.iter().any(writing) {
+        let mut after = 1 + self.random.below(12);
+        for _ in 0..6_000 {
+            if self.c.in_the_middle_of_a_write(node) {
                 after -= 1;
             }
             if after == 0 {
@@ -596,9 +595,20 @@ fn a_node_is_evicted_while_it_lives() {
         let steps = 5_000 + run.random.below(10_000);
         run.run(steps);
         let victim = run.random.below(3) as u8;
+        for _ in 0..3_000 {
+            if run.c.in_the_middle_of_a_write(victim) {
+                break;
+            }
+            run.step();
+        }
         run.c.evict(victim);
+        if seed % 2 == 1 {
+            // Stopped, with what it has posted still on its way; it finds out late.
+            let at = run.c.at(victim).unwrap();
+            run.c.nodes[at].paused_until = run.c.now + run.random.below(4_000_000) as u64;
+        }
         // It goes on as long as it can.
-        run.run(20_000);
+        run.run(30_000);
         run.kill(victim);
         run.run(10_000);
         run.check();

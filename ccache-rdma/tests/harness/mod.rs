@@ -54,6 +54,10 @@ pub struct Node {
     fabric: ShmFabric,
     pub arena: Arena,
     pub alive: bool,
+    /// Until when the whole node stands still, as one that was stopped.
+    pub paused_until: u64,
+    /// Until when each queue pair stands still.
+    slow: BTreeMap<u8, u64>,
     /// Views up to this one have been delivered.
     pub views: usize,
     posted: BTreeMap<u8, VecDeque<Chain>>,
@@ -128,6 +132,8 @@ impl Cluster {
             fabric: ShmFabric::new(m.slot, m.incarnation, arena.clone()),
             arena,
             alive: true,
+            paused_until: 0,
+            slow: BTreeMap::new(),
             views: self.views.len(),
             posted: BTreeMap::new(),
             inbox: BTreeMap::new(),
@@ -297,12 +303,20 @@ impl Cluster {
     pub fn step(&mut self) {
         self.now += self.random.below(400) as u64;
         let at = self.random.below(self.nodes.len());
-        if !self.nodes[at].alive {
+        if !self.nodes[at].alive || self.now < self.nodes[at].paused_until {
             return;
+        }
+        if self.random.chance(400) {
+            // A queue pair that is slow for a while, as one that retransmits.
+            let peer = self.random.below(self.nodes.len()) as u8;
+            let until = self.now + self.random.below(600_000) as u64;
+            self.nodes[at].slow.insert(peer, until);
         }
         match self.random.below(10) {
             0..=3 => {
-                let peers: Vec<u8> = keys(&self.nodes[at].posted);
+                let (now, slow) = (self.now, &self.nodes[at].slow);
+                let mut peers: Vec<u8> = keys(&self.nodes[at].posted);
+                peers.retain(|p| slow.get(p).is_none_or(|until| *until <= now));
                 if !peers.is_empty() {
                     let peer = peers[self.random.below(peers.len())];
                     for _ in 0..=self.random.below(4) {
@@ -376,6 +390,14 @@ impl Cluster {
         self.nodes[at].lease_until = until;
         self.nodes[at].arena.set_control(control::LEASE, until);
         self.feed(at, Event::Lease { until });
+    }
+
+    /// Whether a node has begun to write halves or records and is not through with it.
+    pub fn in_the_middle_of_a_write(&self, slot: u8) -> bool {
+        let Some(at) = self.at(slot) else { return false };
+        let queues = &self.nodes[at].posted;
+        let write = |v: &Verb| matches!(v, Verb::Write { .. });
+        queues.values().flatten().any(|c| c.rest.iter().chain(&c.verbs).any(write))
     }
 
     /// Ends a node: nothing of it acts any more, what it posted included.
