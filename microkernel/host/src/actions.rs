@@ -233,14 +233,19 @@ impl Host {
         Ok(())
     }
 
-    /// What the description calls a channel; one that was made at run time has its server's role.
+    /// What the description calls a channel, or for one made at run time its server's role and
+    /// badge.
     fn channel_name(&self, client: PdId, server: PdId, badge: u64) -> (String, u32) {
         let (client, server) = (self.role(client), self.role(server));
         let mut of_pair =
             self.system.channels.iter().filter(|c| c.client == client && c.server == server);
-        match of_pair.clone().find(|c| c.badge == badge).or_else(|| of_pair.next()) {
+        match of_pair.clone().find(|c| c.badge == badge) {
             Some(c) => (c.name().to_owned(), c.window),
-            None => (server.to_owned(), clustix_pd::channel::WINDOW as u32),
+            None => {
+                let window =
+                    of_pair.next().map_or(clustix_pd::channel::WINDOW as u32, |c| c.window);
+                (format!("{server}#{badge}"), window)
+            }
         }
     }
 

@@ -53,7 +53,6 @@ pub struct Boot {
     pub kernel: Kernel,
     /// The receiving end of all endpoints this domain serves.
     pub server: Server,
-    channels: HashMap<String, Client>,
     regions: HashMap<String, Region>,
     descriptors: RefCell<HashMap<String, OwnedFd>>,
     trace_sandbox: bool,
@@ -159,7 +158,7 @@ impl Boot {
                 })
                 .map_err(|e| BootError::Map(format!("channel of {}", channel.client), e))?;
         }
-        let kernel = Kernel::new(fd, info.caps, info.roles, inbox);
+        let kernel = Kernel::new(fd, info.caps, info.roles, channels, inbox);
         let listener = kernel.clone();
         std::thread::Builder::new()
             .name("kernel".into())
@@ -174,19 +173,16 @@ impl Boot {
             args: info.args,
             kernel,
             server,
-            channels,
             regions,
             descriptors: RefCell::new(host),
             trace_sandbox: info.trace_sandbox,
         })
     }
 
-    /// The client's end of the channel called `name` here.
+    /// The client's end of the channel called `name` here: as the system description has it, or for
+    /// one that a capability received or minted since brought, its server's role, `#` and its badge.
     pub fn channel(&self, name: &str) -> Result<Client, BootError> {
-        self.channels
-            .get(name)
-            .cloned()
-            .ok_or_else(|| BootError::NotGranted("channel", name.to_owned()))
+        self.kernel.channel(name).ok_or_else(|| BootError::NotGranted("channel", name.to_owned()))
     }
 
     /// The region called `name`, mapped.

@@ -14,7 +14,7 @@ use clustix_abi::{Error, Fault, Hosted, Invocation, MessageInfo, Rights, Syscall
 
 use rustix::event::{PollFd, PollFlags};
 
-use crate::channel::{Arrival, ChannelId, Inbox, channel_len};
+use crate::channel::{Arrival, ChannelId, Client, Inbox, channel_len};
 use crate::region::{Mapping, Region};
 use crate::wire::{self, Delivered, Extra, Notice, Packet};
 pub use crate::wire::{Exit, PdInfo};
@@ -196,6 +196,8 @@ struct Inner {
     /// birth.
     stubs: Mutex<HashMap<u32, Option<u64>>>,
     inbox: Arc<Inbox>,
+    /// What this domain calls by.
+    channels: Mutex<HashMap<String, Client>>,
     /// Held while descriptors come in.
     passing: Mutex<()>,
 }
@@ -214,6 +216,7 @@ impl Kernel {
         socket: OwnedFd,
         caps: Vec<(String, u64)>,
         roles: Vec<String>,
+        channels: HashMap<String, Client>,
         inbox: Arc<Inbox>,
     ) -> Kernel {
         Kernel(Arc::new(Inner {
@@ -225,6 +228,7 @@ impl Kernel {
             roles,
             stubs: Mutex::default(),
             inbox,
+            channels: Mutex::new(channels),
             passing: Mutex::default(),
         }))
     }
@@ -282,9 +286,18 @@ impl Kernel {
                 }
             }
             Notice::ChannelGone { channel } => self.0.inbox.push(Arrival::Gone(ChannelId(channel))),
-            // Channels to call by are fixed at the start so far; the capability works on the slow
-            // path all the same.
-            Notice::Client { .. } | Notice::ClientGone { .. } => {}
+            Notice::Client { name, window } => {
+                let window = window as usize;
+                let mapped = descriptors.pop().and_then(|fd| {
+                    let mapping = Mapping::new(fd.as_fd(), channel_len(window), true).ok()?;
+                    Client::new(mapping, window).ok()
+                });
+                if let Some(client) = mapped {
+                    locked(&self.0.channels).insert(name, client);
+                }
+            }
+            // Who holds the client sees that it is revoked.
+            Notice::ClientGone { name } => drop(locked(&self.0.channels).remove(&name)),
             Notice::Boot { .. } | Notice::Descriptors => {}
         }
     }
@@ -339,6 +352,11 @@ impl Kernel {
     /// one of the `CAP_…` names, or `pd:` and a role.
     pub fn capability(&self, name: &str) -> Option<u64> {
         self.0.caps.get(name).copied()
+    }
+
+    /// The client's end of the channel called `name`.
+    pub(crate) fn channel(&self, name: &str) -> Option<Client> {
+        locked(&self.0.channels).get(name).cloned()
     }
 
     fn need(&self, name: &str) -> Result<u64, KernelError> {

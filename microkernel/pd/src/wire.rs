@@ -125,14 +125,14 @@ pub enum Notice {
     },
     /// This domain got a channel to a server after its start: carries the channel's memfd.
     Client {
-        /// Name of the server's endpoint.
+        /// Its server's role, `#` and its badge.
         name: String,
         /// Bytes of one window.
         window: u32,
     },
     /// A channel by which this domain calls was revoked.
     ClientGone {
-        /// Name of the server's endpoint.
+        /// The name by which the domain knows it.
         name: String,
     },
 }

@@ -61,6 +61,7 @@ fn echo(boot: &Boot) {
 
 /// Does what its sandbox forbids, as told by the label.
 fn naughty(boot: &Boot) {
+    let shared = boot.region("shared").expect("granted");
     block_on(serve(&boot.server, async |call| {
         match call.label {
             0 => drop(std::fs::File::open("/etc/passwd")),
@@ -94,11 +95,79 @@ fn naughty(boot: &Boot) {
             8 => unsafe {
                 libc::ptrace(libc::PTRACE_TRACEME, 0, 0, 0);
             },
+            SEGV => {
+                shared.words()[0].store(1, Ordering::SeqCst);
+            }
+            MPROTECT => {
+                let page = shared.words().as_ptr().cast_mut().cast();
+                // SAFETY: asks for more rights on a page that is mapped; it is refused, and would
+                // break nothing if it were not.
+                let refused =
+                    unsafe { libc::mprotect(page, 4096, libc::PROT_READ | libc::PROT_WRITE) };
+                return (refused as u32, Vec::new());
+            }
+            FUZZ => fuzz(&call.request),
+            GARBAGE => {
+                let garbage = [0xff; 64];
+                clustix_pd::socket::send(kernel_socket(), &garbage, &[], false).expect("sent");
+                // The kernel kills who sends such things.
+                std::thread::park();
+            }
             _ => {}
         }
         (1, Vec::new())
     }));
 }
+
+/// The kernel socket, past the library.
+fn kernel_socket() -> std::os::fd::BorrowedFd<'static> {
+    // SAFETY: descriptor 3 stays open for the domain's whole life.
+    unsafe { std::os::fd::BorrowedFd::borrow_raw(clustix_pd::boot::KERNEL_FD) }
+}
+
+/// Sends the kernel thousands of well-formed packets with random contents.
+fn fuzz(seed: &[u8]) {
+    let mut x = u64::from_le_bytes(seed.try_into().expect("eight bytes")) | 1;
+    let mut random = || {
+        x ^= x << 13;
+        x ^= x >> 7;
+        x ^= x << 17;
+        x >> 8
+    };
+    for _ in 0..5000 {
+        let mut small = |n: u64| if random() % 8 == 0 { random() } else { random() % n };
+        let caps = (small(4) % 5) as usize;
+        let words = (small(9) % 20) as usize;
+        let label = match small(4) {
+            0 => 0x1_0000 + small(0x40),
+            _ => small(52),
+        };
+        let lengths =
+            if small(16) == 0 { (small(8), small(200)) } else { (caps as u64, words as u64) };
+        let packet = clustix_pd::wire::Packet {
+            sequence: 0x8000_0000 | small(100) as u32,
+            syscall: match small(12) {
+                n @ 0..8 => -1 - n as i64,
+                n => -0x1000 - (n as i64 - 8),
+            },
+            cptr: small(32),
+            send: small(32),
+            reply: small(32),
+            info: clustix_abi::MessageInfo::new(label, 0, lengths.0 as usize, lengths.1 as usize)
+                .word(),
+            words: (0..words).map(|_| small(64)).collect(),
+            caps: (0..caps).map(|_| small(32)).collect(),
+            receive: small(64),
+        };
+        let bytes = postcard::to_stdvec(&packet).expect("serialisable");
+        clustix_pd::socket::send(kernel_socket(), &bytes, &[], false).expect("sent");
+    }
+}
+
+const SEGV: u32 = 20;
+const MPROTECT: u32 = 21;
+const FUZZ: u32 = 22;
+const GARBAGE: u32 = 23;
 
 /// How many forbidden things `naughty` knows.
 const FORBIDDEN: u32 = 9;
@@ -110,6 +179,9 @@ fn tester(boot: &Boot) {
         "gone" => gone(boot, &echo),
         "capabilities" => capabilities(boot, &echo),
         "sandbox" => sandbox(boot),
+        "read-only" => read_only(boot),
+        "fuzz" => random_packets(boot, &echo),
+        "minted" => minted(boot, &echo),
         "stubs" => stubs(boot),
         "restart" => restart(boot, &echo),
         "costs" => costs(&echo),
@@ -271,6 +343,62 @@ fn sandbox(boot: &Boot) {
         boot.kernel.pd_start("naughty").expect("started again");
     }
     assert_eq!(call(&naughty, FORBIDDEN, &[]), Ok((1, Vec::new())));
+}
+
+fn read_only(boot: &Boot) {
+    let naughty = boot.channel("naughty").expect("granted");
+    boot.kernel.pd_start("naughty").expect("started");
+    assert_eq!(call(&naughty, MPROTECT, &[]), Ok((u32::MAX, Vec::new())));
+    assert_eq!(call(&naughty, SEGV, &[]), Err(CallError::Gone));
+    assert_eq!(boot.kernel.pd_events().expect("told").status, Exit::Signal(libc::SIGSEGV));
+    assert_eq!(boot.region("shared").expect("granted").words()[0].load(Ordering::SeqCst), 0);
+}
+
+fn random_packets(boot: &Boot, echo: &Client) {
+    let seed = exec::now_ns();
+    eprintln!("seed {seed}");
+    let naughty = boot.channel("naughty").expect("granted");
+    for round in 0..5 {
+        boot.kernel.pd_start("naughty").expect("started");
+        // It may delete what it has, be refused, wait for ever: it stays its own affair.
+        let done = call(&naughty, FUZZ, &(seed + round).to_le_bytes());
+        assert_eq!(done, Ok((1, Vec::new())));
+        assert_eq!(call(echo, 9, b"still here"), Ok((9, b"still here".to_vec())));
+        assert_eq!(call(&naughty, GARBAGE, &[]), Err(CallError::Gone));
+        let event = boot.kernel.pd_events().expect("told");
+        assert_eq!((event.role.as_str(), event.status), ("naughty", Exit::Signal(libc::SIGKILL)));
+    }
+    let pds = boot.kernel.pd_list().expect("granted");
+    assert!(pds.iter().all(|p| p.role == "naughty" || p.restarts == 0), "{pds:?}");
+}
+
+/// A capability with a badge of its own, made at run time, brings a channel of its own.
+fn minted(boot: &Boot, echo: &Client) {
+    let kernel = &boot.kernel;
+    let open = kernel.capability("echo-unbadged").expect("a first capability");
+    kernel.mint(100, open, Rights::CLIENT, 0x77).expect("an empty slot");
+    let name = "echo#119";
+    let until = exec::now_ns() + 5_000_000_000;
+    let minted = loop {
+        // The kernel tells of the channel after it answered.
+        match boot.channel(name) {
+            Ok(channel) => break channel,
+            Err(e) => assert!(exec::now_ns() < until, "{e}"),
+        }
+        std::thread::yield_now();
+    };
+    assert_eq!(number(&minted, BADGE), Ok(0x77));
+    assert_eq!(number(echo, BADGE), Ok(0xbad9e));
+    // Revoking it takes what was derived from it, and not itself; without it the channel ends.
+    kernel.copy(101, 100, Rights::CLIENT).expect("an empty slot");
+    kernel.revoke(100).expect("its own");
+    assert_eq!(kernel.delete(101), Ok(()), "an empty slot can be emptied");
+    kernel.copy(101, 100, Rights::CLIENT).expect("it was empty");
+    kernel.delete(101).expect("its own");
+    assert_eq!(number(&minted, BADGE), Ok(0x77));
+    kernel.delete(100).expect("its own");
+    assert_eq!(number(&minted, BADGE), Err(CallError::Revoked));
+    assert_eq!(number(echo, BADGE), Ok(0xbad9e));
 }
 
 /// Words of the test stub's window: what it says, what it is told.

@@ -45,11 +45,16 @@ fn system() -> SystemDescription {
     let mut naughty = pd("naughty");
     naughty.supervisor = Some("tester".into());
     naughty.start = Start::Supervisor;
+    naughty.regions = vec![RegionGrant { name: "shared".into(), access: Access::Read }];
     SystemDescription {
         regions: vec![RegionDescription { name: "shared".into(), size: 1 << 30 }],
         pds: vec![tester, echo, naughty],
         channels: vec![
             channel("tester", "echo", 0xbad9e),
+            ChannelDescription {
+                name: Some("echo-unbadged".into()),
+                ..channel("tester", "echo", 0)
+            },
             channel("tester", "naughty", 2),
             channel("naughty", "echo", 3),
         ],
