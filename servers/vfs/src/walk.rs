@@ -56,7 +56,7 @@ pub async fn walk<C: Cache>(
     check_path(path)?;
     for _ in 0..RETRIES {
         let mut walker = Walker::begin(cache, cred, start, path, 0).await?;
-        match walker.to_end(follow_last).await? {
+        match walker.walk_to_end(follow_last).await? {
             Some(found) => return Ok(found),
             // A name was read whose inode is gone: the name has changed since.
             None => exec::yield_now().await,
@@ -77,7 +77,7 @@ pub async fn walk_parent<C: Cache>(
     check_path(path)?;
     for _ in 0..RETRIES {
         let mut walker = Walker::begin(cache, cred, start, path, *links).await?;
-        match walker.to_parent().await? {
+        match walker.walk_to_parent().await? {
             Some(parent) => {
                 *links = walker.links;
                 return Ok(parent);
@@ -230,7 +230,7 @@ impl<'a, C: Cache> Walker<'a, C> {
         Ok(true)
     }
 
-    async fn to_end(&mut self, follow_last: bool) -> Answer<Option<Walked>> {
+    async fn walk_to_end(&mut self, follow_last: bool) -> Answer<Option<Walked>> {
         while let Some(c) = self.next() {
             self.search()?;
             if !self.enter(&c, follow_last || !c.last || c.slash).await? {
@@ -248,7 +248,7 @@ impl<'a, C: Cache> Walker<'a, C> {
         self.path[self.position..].iter().all(|b| *b == b'/')
     }
 
-    async fn to_parent(&mut self) -> Answer<Option<Parent>> {
+    async fn walk_to_parent(&mut self) -> Answer<Option<Parent>> {
         loop {
             let Some(c) = self.next() else {
                 return Ok(Some(Parent { dir: self.at.clone(), last: Last::Root, slash: false }));

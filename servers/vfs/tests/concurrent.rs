@@ -46,7 +46,7 @@ fn directories_renamed_into_each_other_never_make_a_cycle() {
                         new_dir: dirs[to].2,
                         new: dirs[from].1.clone(),
                         no_replace: false,
-                        exchange: c.random() % 4 == 0,
+                        exchange: c.random().is_multiple_of(4),
                     };
                     let r = run(&c, r).await;
                     moved.set(moved.get() + u32::from(r.is_ok()));
@@ -94,7 +94,7 @@ fn names_and_links_stay_in_order_under_everything_at_once() {
                     let p = |c: &Awkward| {
                         let name = [b'a' + (c.random() % 4) as u8];
                         let name = std::str::from_utf8(&name).unwrap().to_string();
-                        if c.random() % 3 == 0 {
+                        if c.random().is_multiple_of(3) {
                             format!("w/d/{name}")
                         } else {
                             format!("w/{name}")

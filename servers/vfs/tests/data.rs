@@ -237,7 +237,7 @@ fn readers_beside_writers_and_truncations_see_no_byte_that_was_not_there() {
         tasks.push(Box::pin(async move {
             for _ in 0..80 {
                 let at = c.random() % 200_000;
-                if c.random() % 3 == 0 {
+                if c.random().is_multiple_of(3) {
                     run(&c, size(ino, at)).await.unwrap();
                 } else {
                     let len = c.random() % 30_000;

@@ -58,7 +58,7 @@ impl Cache for Awkward {
     async fn transact(&self, t: Transaction) -> Result<(), CacheError> {
         self.pause().await;
         if self.random() % 256 < self.refused {
-            return Err(if self.random() % 4 == 0 {
+            return Err(if self.random().is_multiple_of(4) {
                 CacheError::Busy
             } else {
                 CacheError::Conflict
