@@ -142,8 +142,12 @@ impl Supervisor {
             let next = self.policy.borrow().next_time();
             let bell = exec::changed(&deaths.inner.bell, heard);
             match next {
-                Some(at) => drop(exec::select(bell, exec::sleep_until(at)).await),
-                None => drop(bell.await),
+                Some(at) => {
+                    exec::select(bell, exec::sleep_until(at)).await;
+                }
+                None => {
+                    bell.await;
+                }
             }
         }
     }

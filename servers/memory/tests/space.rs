@@ -307,7 +307,7 @@ proptest! {
         a in any::<u64>(), b in any::<u64>(), c in any::<u64>(), d in any::<u64>(),
         prot in any::<u8>(), x in any::<bool>(), y in any::<bool>(), small in any::<bool>(),
     ) {
-        let (a, b) = if small { (a % HIGHEST & !4095, b % (1 << 30)) } else { (a, b) };
+        let (a, b) = if small { ((a % HIGHEST) & !4095, b % (1 << 30)) } else { (a, b) };
         let brk = 0x50_0000;
         let area = Area { start: 0x40_0000, end: 0x50_0000, prot: 5, source: Source::File { ino: 1, offset: 0 } };
         let base = Areas { areas: vec![area], brk_start: brk, brk };
@@ -359,7 +359,7 @@ fn too_many_areas_are_refused_and_change_nothing() {
 
 #[test]
 fn the_largest_space_fits_its_object() {
-    let source = Source::File { ino: u64::MAX, offset: u64::MAX - (1 << 40) & !4095 };
+    let source = Source::File { ino: u64::MAX, offset: (u64::MAX - (1 << 40)) & !4095 };
     let areas = (0..MAX_AREAS as u64)
         .map(|i| Area {
             start: TOP - (i + 1) * 2 * PAGE,

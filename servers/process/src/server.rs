@@ -32,7 +32,7 @@ pub(crate) fn wall_s() -> i64 {
 impl<C: Cache> Server<C> {
     /// The server of this node's `incarnation`.
     pub fn new(cache: C, incarnation: u64) -> Self {
-        let seed = exec::now_ns() / 1_000_000 ^ incarnation.rotate_left(7);
+        let seed = (exec::now_ns() / 1_000_000) ^ incarnation.rotate_left(7);
         Server { cache, incarnation, cursor: Cursor::new(seed) }
     }
 

@@ -33,9 +33,9 @@ impl Random {
     pub fn next(&mut self) -> u64 {
         self.0 = self.0.wrapping_add(0x9e37_79b9_7f4a_7c15);
         let mut x = self.0;
-        x = (x ^ x >> 30).wrapping_mul(0xbf58_476d_1ce4_e5b9);
-        x = (x ^ x >> 27).wrapping_mul(0x94d0_49bb_1331_11eb);
-        x ^ x >> 31
+        x = (x ^ (x >> 30)).wrapping_mul(0xbf58_476d_1ce4_e5b9);
+        x = (x ^ (x >> 27)).wrapping_mul(0x94d0_49bb_1331_11eb);
+        x ^ (x >> 31)
     }
     pub fn below(&mut self, n: u64) -> u64 {
         self.next() % n.max(1)
@@ -81,7 +81,7 @@ impl Cache for Node {
             return Err(CacheError::Conflict);
         }
         if n / 100 % 100 < self.faults.unknown.get() {
-            if n / 10_000 % 2 == 0 {
+            if (n / 10_000).is_multiple_of(2) {
                 let _ = self.cache.transact(t).await;
             }
             return Err(CacheError::Unknown);
