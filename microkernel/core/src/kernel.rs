@@ -176,7 +176,7 @@ impl Kernel {
     }
 
     /// Declares a memory region of `length` bytes. [`Error::NotEnoughMemory`] when there is no
-    /// room, [`Error::RangeError`] unless 1 to 2^40 bytes.
+    /// room, [`Error::RangeError`] unless 1 to 2^43 bytes.
     pub fn declare_region(&mut self, length: u64) -> Result<RegionId, Error> {
         if !(1..=limits::REGION_LENGTH).contains(&length) {
             return Err(Error::RangeError);
