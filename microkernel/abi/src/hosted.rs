@@ -29,7 +29,7 @@ pub enum Hosted: u64 {
     StubKill = 0x1_0012,
     /// On a stub (write): interrupt its user code with the preemption signal.
     StubPreempt = 0x1_0013,
-    /// On the region pool (write). Words: length in bytes, 1 to 2^42. Answer: region number, CPtr
+    /// On the region pool (write). Words: length in bytes, 1 to 2^43. Answer: region number, CPtr
     /// of its capability in the caller's CSpace; the memory travels with the answer, writable.
     RegionCreate = 0x1_0020,
     /// On a region (write): nobody can write it or change its length from now on. Error

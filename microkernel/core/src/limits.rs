@@ -38,7 +38,7 @@ pub const ACTIONS: usize = STUBS + REGIONS + CHANNELS + WAITS + GRANTS + PDS + 8
 pub const QUEUE_NODES: usize = WAITS + PDS + STUBS;
 /// Smallest and largest radix of a PD's root CNode.
 pub const RADIX: core::ops::RangeInclusive<u8> = 6..=13;
-/// Longest region: 4 TiB. Regions are sparse; the file system's objects have the largest one.
+/// Longest region: 8 TiB. Regions are sparse; the file system's objects have the largest one.
 pub const REGION_LENGTH: u64 = 1 << 43;
 /// Most objects of one Untyped_Retype (`seL4_UntypedRetypeMaxObjects`).
 pub const RETYPE_OBJECTS: u64 = 256;
