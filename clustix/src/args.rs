@@ -56,7 +56,7 @@ pub enum Command {
         long_about = "Stops the cluster. Programs get SIGTERM, and SIGKILL 5 seconds later; those \
         that were running are listed. Then files are written to a checksummed snapshot, which the next \
         `up` restores. No process is left, and no file but the snapshot and cluster.json.\n\n\
-        Examples:\n  clustix down\n  clustix down --discard   don't write a snapshot: files are lost"
+        Examples:\n  clustix down\n  clustix down --discard   don't write a snapshot: what changed is lost"
     )]
     Down(Down),
     /// List the nodes
@@ -156,7 +156,7 @@ pub struct Up {
 /// `clustix down`.
 #[derive(Args, Debug)]
 pub struct Down {
-    /// Don't write a snapshot: everything in the cluster is lost
+    /// Don't write a snapshot: what changed since the last `up` is lost (an earlier snapshot stays)
     #[arg(long)]
     pub discard: bool,
     /// Print the programs that were ended as JSON

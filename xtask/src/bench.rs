@@ -101,6 +101,7 @@ pub fn run() -> Result<()> {
     let program = setup::build()?;
     let work = setup::target().join("bench");
     if work.exists() {
+        crate::cluster::end_left(&program, &work.join("s"))?;
         std::fs::remove_dir_all(&work)?;
     }
     std::fs::create_dir_all(&work)?;

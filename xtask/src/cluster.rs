@@ -5,6 +5,23 @@ use std::path::{Path, PathBuf};
 use std::process::{Command, Output, Stdio};
 use std::time::{Duration, Instant};
 
+/// Ends what an interrupted run left: the cluster with its state in the folder `state`, if any.
+pub fn end_left(program: &Path, state: &Path) -> Result<()> {
+    if !state.join("default/cluster.json").exists() {
+        return Ok(());
+    }
+    let status = Command::new(program)
+        .args(["down", "--discard"])
+        .env("CLUSTIX_STATE", state)
+        .stdout(Stdio::null())
+        .status()
+        .with_context(|| format!("cannot run {program:?}"))?;
+    if !status.success() {
+        bail!("a cluster of an interrupted run in {} does not end", state.display());
+    }
+    Ok(())
+}
+
 /// A running cluster; taken down, and its state folder removed, when dropped.
 pub struct Cluster {
     program: PathBuf,

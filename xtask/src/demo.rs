@@ -50,6 +50,7 @@ pub fn run() -> Result<()> {
     let program = setup::build()?;
     let work = setup::target().join("demo");
     if work.exists() {
+        crate::cluster::end_left(&program, &work.join("s"))?;
         fs::remove_dir_all(&work)?;
     }
     fs::create_dir_all(&work)?;
