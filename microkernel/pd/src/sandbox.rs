@@ -78,8 +78,6 @@ const COMMON: &[Row] = &[
     (libc::SYS_getcpu, Any),
     (libc::SYS_getrandom, Any),
     (libc::SYS_getpid, Any),
-    (libc::SYS_getuid, Any),
-    (libc::SYS_geteuid, Any),
     (libc::SYS_gettid, Any),
     (libc::SYS_tgkill, Any),
     (libc::SYS_exit, Any),
