@@ -14,7 +14,7 @@ use rustix::net::{
     SendAncillaryMessage, SendFlags, SocketAddrUnix, SocketFlags, SocketType, accept_with, connect,
     recvmsg, sendmsg, socket_with, sockopt,
 };
-use rustix::process::{PidfdFlags, Signal, Uid, getuid, pidfd_open, pidfd_send_signal};
+use rustix::process::{PidfdFlags, Signal, pidfd_open, pidfd_send_signal};
 use std::io::{IoSlice, IoSliceMut};
 use std::mem::MaybeUninit;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
@@ -57,21 +57,26 @@ pub struct Links {
     incarnation: u64,
     listener: Option<OwnedFd>,
     own: Arena,
-    /// The only user whose processes are answered; asked for once, the sandbox allows it no more.
-    owner: Uid,
+    owner: u32,
     halves: Vec<Half>,
     links: Vec<Link>,
 }
 
 impl Links {
     /// The links of a node that listens on `listener` (a Unix stream socket) and has the arena
-    /// `own`, whose regions must have kept their descriptors.
-    pub fn new(slot: u8, incarnation: u64, listener: Option<OwnedFd>, own: Arena) -> Links {
+    /// `own`, whose regions must have kept their descriptors. Only processes of the user `owner`
+    /// are answered.
+    pub fn new(
+        slot: u8,
+        incarnation: u64,
+        owner: u32,
+        listener: Option<OwnedFd>,
+        own: Arena,
+    ) -> Links {
         if let Some(l) = &listener {
             // Only how waiting is done; a blocking one would stop the node at the first accept.
             let _ = rustix::io::ioctl_fionbio(l, true);
         }
-        let owner = getuid();
         Links { slot, incarnation, listener, own, owner, halves: Vec::new(), links: Vec::new() }
     }
 
@@ -242,7 +247,8 @@ impl Links {
         while self.halves.len() + self.links.len() < MAX_LINKS {
             let flags = SocketFlags::CLOEXEC | SocketFlags::NONBLOCK;
             let Ok(stream) = accept_with(listener, flags) else { return };
-            let ours = sockopt::socket_peercred(&stream).is_ok_and(|c| c.uid == self.owner);
+            let ours =
+                sockopt::socket_peercred(&stream).is_ok_and(|c| c.uid.as_raw() == self.owner);
             if ours {
                 self.halves.push(Half { stream, to: None, until: now + PATIENCE });
             }
@@ -273,9 +279,10 @@ mod tests {
         std::fs::create_dir_all(&dir).unwrap();
         let path = dir.join("1.sock");
         let listener = UnixListener::bind(&path).unwrap();
+        let me = rustix::process::getuid().as_raw();
         let (a_arena, b_arena) = (Arena::anonymous().unwrap(), Arena::anonymous().unwrap());
-        let mut a = Links::new(0, 7, None, a_arena.clone());
-        let mut b = Links::new(1, 9, Some(listener.into()), b_arena.clone());
+        let mut a = Links::new(0, 7, me, None, a_arena.clone());
+        let mut b = Links::new(1, 9, me, Some(listener.into()), b_arena.clone());
         let path = path.to_str().unwrap();
         b.dial(0, 0, 7, path);
         assert!(!b.busy(), "the higher slot does not dial");
@@ -298,7 +305,7 @@ mod tests {
         assert_eq!(out, [LinkEvent::Broken(1, 9)]);
         // Whoever answers as another than the one dialled is not taken.
         let listener = UnixListener::bind(dir.join("2.sock")).unwrap();
-        let mut c = Links::new(2, 3, Some(listener.into()), b_arena);
+        let mut c = Links::new(2, 3, me, Some(listener.into()), b_arena);
         a.dial(5, 2, 4, dir.join("2.sock").to_str().unwrap());
         out.clear();
         c.poll(6, &mut out);

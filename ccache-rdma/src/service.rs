@@ -143,6 +143,8 @@ pub struct Parts {
     pub slot: u8,
     /// Start of the kernel process.
     pub incarnation: u64,
+    /// The user whose processes are its peers.
+    pub owner: u32,
     /// Configuration.
     pub config: Config,
     /// The node's arena.
@@ -211,10 +213,13 @@ pub fn main(mut boot: Boot) -> ! {
         Err(e) => fail(&e),
     };
     let slab = boot.region("slab").ok().and_then(|r| Slab::new(r).ok());
+    // The sandbox does not let it be asked for later.
+    let owner = rustix::process::getuid().as_raw();
     if let Err(e) = boot.enter_sandbox() {
         fail(&e);
     }
     let parts = Parts {
+        owner,
         slot: boot.node,
         incarnation: boot.incarnation,
         config,
@@ -246,7 +251,8 @@ impl Service {
             },
             parts.arena.clone(),
         );
-        let links = Links::new(slot, incarnation, parts.listener.take(), parts.arena.clone());
+        let links =
+            Links::new(slot, incarnation, parts.owner, parts.listener.take(), parts.arena.clone());
         let outbox = || Outbox { way: Way::Closed, posts: VecDeque::new(), sends: VecDeque::new() };
         Service {
             engine,

@@ -78,6 +78,7 @@ impl Cluster {
             let parts = Parts {
                 slot,
                 incarnation,
+                owner: rustix::process::getuid().as_raw(),
                 config,
                 arena: a,
                 slab: Some(s),
