@@ -14,6 +14,8 @@
 //!   region's lease word, written before the event is handled;
 //! - views in the order of their epochs, each one committed by a majority.
 
+mod check;
+mod commit;
 mod get;
 mod grab;
 mod list;
@@ -253,6 +255,8 @@ pub struct Engine {
     queued_waits: HashMap<RequestId, OpId>,
     /// Slots found removed by a recovery, to be freed when all go on.
     free_later: Vec<(Name, u32)>,
+    /// When to look next for callers who have waited too long.
+    overdue_check: u64,
     /// What came while a view was changing.
     deferred: Vec<Event>,
 }
@@ -292,6 +296,7 @@ impl Engine {
             waiting: HashMap::new(),
             queued_waits: HashMap::new(),
             free_later: Vec::new(),
+            overdue_check: 0,
             deferred: Vec::new(),
         }
     }
@@ -304,6 +309,7 @@ impl Engine {
         self.run_timers();
         self.end_grabs(None);
         self.change_timer();
+        self.tell_overdue();
         loop {
             self.run_ready();
             if self.local_allocations.is_empty() {
@@ -320,7 +326,8 @@ impl Engine {
     pub fn deadline(&self) -> Option<u64> {
         let timer = self.timers.peek().map(|Reverse((at, _))| *at);
         let grab = self.grabs.iter().map(|(until, _)| *until).min();
-        [timer, grab, self.change_deadline()].into_iter().flatten().min()
+        let overdue = (self.ops.len() > 0).then_some(self.overdue_check);
+        [timer, grab, self.change_deadline(), overdue].into_iter().flatten().min()
     }
 
     /// Counts since the start.

@@ -1,6 +1,6 @@
 //! Operations under way: their table, what they wait for, the queue of each object.
 
-use super::get::Get;
+use super::get::{Get, PATIENCE};
 use super::grab::Grabbing;
 use super::message::Ticket;
 use super::primary::{Free, Mark};
@@ -27,6 +27,10 @@ const GENERATIONS: u64 = 1 << 23;
 pub(crate) const MAX_OPS: usize = 1 << 16;
 /// Most operations of one node that wait for one object.
 const MAX_QUEUE: usize = 1024;
+/// How long a caller waits at most, ns; longer than any operation polls by itself.
+const OVERDUE: u64 = PATIENCE + PATIENCE / 2;
+/// How often that is looked after, ns.
+const OVERDUE_CHECK: u64 = 1_000_000_000;
 /// The index in tokens of chains that nobody waits for.
 const UNWAITED: u64 = (1 << INDEX_BITS) - 1;
 
@@ -97,6 +101,8 @@ pub(crate) struct Op {
     pub(crate) asleep: bool,
     /// How often it polled in a row.
     pub(crate) polls: u32,
+    /// Its caller has been told that it failed.
+    pub(crate) abandoned: bool,
     /// Whether it writes objects, and so must not pass another's grab.
     pub(crate) writes: bool,
     pub(crate) kind: Kind,
@@ -221,6 +227,7 @@ impl Engine {
             results: Vec::new(),
             asleep: false,
             polls: 0,
+            abandoned: false,
             writes: matches!(kind, Kind::Write(_) | Kind::Grab(_)),
             kind,
         })?;
@@ -352,6 +359,29 @@ impl Engine {
                 self.ready.push_back(id);
             } else {
                 self.cancel(id);
+            }
+        }
+    }
+
+    /// Tells callers whose operations stand still for too long (no view comes, or no lease) that
+    /// they do. What has been posted goes on: its outcome is unknown, not "failed".
+    pub(crate) fn tell_overdue(&mut self) {
+        if self.now < self.overdue_check {
+            return;
+        }
+        self.overdue_check = self.now + OVERDUE_CHECK;
+        for (_, op) in &mut self.ops.slots {
+            let Some(op) = op.as_deref_mut() else { continue };
+            if self.now.saturating_sub(op.began) < OVERDUE {
+                continue;
+            }
+            let posted = matches!(&op.kind, Kind::Write(w) if w.posted());
+            if let Caller::Request(id, _) = op.caller {
+                op.caller = Caller::Own;
+                // What has not been posted by now never is.
+                op.abandoned = !posted;
+                let error = if posted { CacheError::Unknown } else { CacheError::NoQuorum };
+                self.out.push(Action::Reply { id, reply: Err(error) });
             }
         }
     }

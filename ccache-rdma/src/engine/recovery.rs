@@ -316,7 +316,8 @@ impl Engine {
         }
         self.resume_all();
         self.resume_marks();
-        let queued: Vec<_> = self.objects.keys().copied().collect();
+        let queued: Vec<_> =
+            self.objects.iter().filter(|(_, o)| !o.queue.is_empty()).map(|(n, _)| *n).collect();
         for name in queued {
             self.pump(name);
         }

@@ -102,7 +102,7 @@ impl Engine {
                             w.changed = true;
                         }
                     }
-                    if w.changed {
+                    if w.changed || op.abandoned {
                         return self.wake(op, w);
                     }
                     if let Caller::Request(id, _) = op.caller {

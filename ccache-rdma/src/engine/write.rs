@@ -1,22 +1,21 @@
 //! Writing: puts (rules 7–11) and transactions (19–22, 29), which share the taking of words.
 //!
 //! The way of a write: queue for its objects inside the node; find or get their slots; take their
-//! words in the order of their names; check what it expects and what it read; post; commit;
-//! publish; acknowledge; end. A write of one object posts halves, one of several a redo record.
+//! words in the order of their names; check what it expects; check what it read
+//! ([`super::check`]); post, commit, publish, acknowledge, end ([`super::commit`]). A write of one
+//! object posts halves, one of several a redo record.
 
 use super::get::{PATIENCE, as_bytes, as_word, candidates};
 use super::message::Message;
-use super::op::{Caller, Flow, Op, Part};
+use super::op::{Flow, Op, Part};
 use super::primary::Asker;
 use super::{ClientId, Engine, SlotKey};
-use crate::arena::published::{Fact, Payload};
 use crate::cache::{CacheError, Expect, Transaction, Version};
 use crate::fabric::{Address, Verb};
-use crate::half::{self, Head, Header};
-use crate::layout::{self, RegionId, SetLayout, control};
+use crate::half::Header;
+use crate::layout::{self, SetLayout};
 use crate::name::Name;
 use crate::request::Reply;
-use crate::view::Slots;
 use crate::word::Word;
 use std::sync::Arc;
 
@@ -24,7 +23,7 @@ use std::sync::Arc;
 const RELOCATIONS: u32 = 64;
 /// How often a transaction polls a word that it read and that is in writing, before it says
 /// "conflict": it holds words itself, and two that wait for each other would wait for ever.
-const READ_POLLS: u32 = 6;
+pub(super) const READ_POLLS: u32 = 6;
 
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub(super) enum Stage {
@@ -60,45 +59,45 @@ pub(super) struct Item {
     pub(super) name: Name,
     pub(super) set: &'static SetLayout,
     expects: Vec<Expect>,
-    data: Option<Vec<u8>>,
-    slot: Option<u32>,
+    pub(super) data: Option<Vec<u8>>,
+    pub(super) slot: Option<u32>,
     found: Found,
     candidates: Vec<u32>,
     /// The word as this write's CAS replaced it (or its FETCH-ADD saw it), with holder and W.
-    taken: Option<Word>,
+    pub(super) taken: Option<Word>,
     guess: Option<Word>,
     /// The word is this node's already, by a grab that this write ends.
     by_grab: bool,
     /// The version of the slot before, and the new one.
-    before: u64,
-    version: u64,
-    buffer: Arc<Vec<u8>>,
+    pub(super) before: u64,
+    pub(super) version: u64,
+    pub(super) buffer: Arc<Vec<u8>>,
     /// Recovery has rolled it forward: neither half nor end is this write's to post any more.
-    settled: bool,
+    pub(super) settled: bool,
 }
 
 /// An object that is only read.
 pub(super) struct Read {
-    name: Name,
-    set: &'static SetLayout,
-    version: Version,
-    slot: Option<u32>,
-    candidates: Vec<u32>,
-    remembered: bool,
-    checked: bool,
+    pub(super) name: Name,
+    pub(super) set: &'static SetLayout,
+    pub(super) version: Version,
+    pub(super) slot: Option<u32>,
+    pub(super) candidates: Vec<u32>,
+    pub(super) remembered: bool,
+    pub(super) checked: bool,
 }
 
 /// A write under way.
 pub(crate) struct Write {
     pub(super) stage: Stage,
     pub(super) items: Vec<Item>,
-    reads: Vec<Read>,
+    pub(super) reads: Vec<Read>,
     client: Option<ClientId>,
     queued: bool,
     turn: usize,
     relocations: u32,
     /// Index of the redo record.
-    record: Option<u64>,
+    pub(super) record: Option<u64>,
 }
 
 impl Write {
@@ -166,11 +165,11 @@ impl Write {
 }
 
 impl Item {
-    fn word_at(&self) -> Address {
+    pub(super) fn word_at(&self) -> Address {
         let offset = self.set.header(self.name.shard(), self.slot.unwrap_or(0));
         Address { region: self.set.region(), offset }
     }
-    fn key(&self) -> SlotKey {
+    pub(super) fn key(&self) -> SlotKey {
         SlotKey::of(self.name, self.slot.unwrap_or(0))
     }
     fn must_exist(&self) -> bool {
@@ -224,7 +223,7 @@ impl Engine {
     }
 
     /// Gives up with nothing done.
-    fn refuse(&mut self, op: &mut Op, w: &mut Write, e: CacheError) -> Flow {
+    pub(super) fn refuse(&mut self, op: &mut Op, w: &mut Write, e: CacheError) -> Flow {
         self.release_words(w);
         for item in &w.items {
             // A slot got for an object that is not created after all.
@@ -253,7 +252,7 @@ impl Engine {
         }
     }
 
-    fn hint_free(&mut self, name: Name, slot: u32) {
+    pub(super) fn hint_free(&mut self, name: Name, slot: u32) {
         match self.view.primary(name.shard()) {
             Some(p) if p == self.config.node => self.free_hint(name, slot),
             Some(p) => self.send(p, &Message::Free { name, slot }),
@@ -481,300 +480,6 @@ impl Engine {
             item.guess = None;
         }
         self.back_off(op)
-    }
-
-    /// Rule 29: what was read is READ again after the last word is taken.
-    fn check_reads(&mut self, op: &mut Op, w: &mut Write) -> Option<Flow> {
-        w.stage = Stage::CheckLocating;
-        for i in 0..w.reads.len() {
-            let r = &mut w.reads[i];
-            r.candidates.clear();
-            r.checked = false;
-            let Some(primary) = self.view.primary(r.name.shard()) else {
-                return Some(self.refuse(op, w, CacheError::NoQuorum));
-            };
-            if primary == self.config.node {
-                r.slot = self.primary.slot(r.name);
-                continue;
-            }
-            r.slot = self.objects.get(&r.name).and_then(|o| o.slot);
-            r.remembered = r.slot.is_some();
-            if r.slot.is_none() {
-                let chain = vec![Engine::read_window(r.name, r.set)];
-                self.post(op, i as u16, primary, chain);
-            }
-        }
-        if op.pending > 0 { Some(Flow::Waits) } else { None }
-    }
-
-    fn reads_located(&mut self, op: &mut Op, w: &mut Write) -> Option<Flow> {
-        for (part, result) in op.take() {
-            if let (Some(r), Part::Verbs(o)) = (w.reads.get_mut(usize::from(part)), result) {
-                r.candidates = candidates(r.name, r.set, as_bytes(o.first()));
-                r.slot = r.candidates.pop();
-                r.remembered = false;
-            }
-        }
-        self.post_checks(op, w)
-    }
-
-    fn post_checks(&mut self, op: &mut Op, w: &mut Write) -> Option<Flow> {
-        w.stage = Stage::Checking;
-        for i in 0..w.reads.len() {
-            let r = &mut w.reads[i];
-            if r.checked {
-                continue;
-            }
-            match (r.slot, self.view.primary(r.name.shard())) {
-                (Some(slot), Some(primary)) => {
-                    let chain = Engine::read_word_and_header(r.name, r.set, slot).to_vec();
-                    self.post(op, i as u16, primary, chain);
-                }
-                (None, Some(_)) if !r.version.exists() => r.checked = true,
-                _ => return Some(self.refuse(op, w, CacheError::Conflict)),
-            }
-        }
-        if op.pending > 0 { Some(Flow::Waits) } else { None }
-    }
-
-    fn reads_checked(&mut self, op: &mut Op, w: &mut Write) -> Option<Flow> {
-        let (mut again, mut moved) = (false, false);
-        for (part, result) in op.take() {
-            let (Some(r), Part::Verbs(o)) = (w.reads.get_mut(usize::from(part)), result) else {
-                continue;
-            };
-            let Some(word) = as_word(o.first()) else { continue };
-            let header = Header::decode(as_bytes(o.get(1)));
-            if header.bound != r.name {
-                moved = true;
-                r.slot = r.candidates.pop();
-                if r.slot.is_none() && r.remembered {
-                    if let Some(known) = self.objects.get_mut(&r.name) {
-                        known.slot = None;
-                    }
-                    again = true;
-                }
-                continue;
-            }
-            if word.writing() {
-                again = true;
-                continue;
-            }
-            let now = header
-                .current(word)
-                .filter(|h| h.name == r.name && !h.tombstone)
-                .map_or(Version::ABSENT, |h| Version(h.version));
-            if now != r.version {
-                return Some(self.refuse(op, w, CacheError::Conflict));
-            }
-            r.checked = true;
-        }
-        if again {
-            op.polls += 1;
-            if op.polls > READ_POLLS {
-                return Some(self.refuse(op, w, CacheError::Conflict));
-            }
-            w.stage = Stage::Check;
-            return Some(self.back_off(op));
-        }
-        if moved {
-            return self.post_checks(op, w);
-        }
-        w.stage = Stage::Post;
-        None
-    }
-
-    /// Rules 8 and 20: everything at once, from here on never abandoned.
-    fn post_write(&mut self, op: &mut Op, w: &mut Write) -> Option<Flow> {
-        if !self.lease_valid() {
-            return Some(self.refuse(op, w, CacheError::NoQuorum));
-        }
-        let me = self.config.node;
-        if w.items.is_empty() {
-            // Only reads: all were as they had been at one moment.
-            self.reply(op, Ok(Reply::Done));
-            return Some(Flow::Done);
-        }
-        let single = w.items.len() == 1;
-        if !single && w.record.is_none() {
-            match self.redo_free.pop() {
-                Some(index) => w.record = Some(index),
-                None => {
-                    self.redo_waiting.push_back(op.id);
-                    return Some(Flow::Waits);
-                }
-            }
-        }
-        let mut chains: [Vec<Verb>; 16] = Default::default();
-        for item in &mut w.items {
-            let data = item.data.as_deref();
-            let head = Head::of(item.name, item.version, data);
-            item.buffer = half::buffer(&head, data.unwrap_or(&[]));
-            // Between the post and the commit nobody here may hit one object's old and another's
-            // new version; a single object's old one is right until the commit.
-            if !single {
-                self.publisher.void(item.name);
-            }
-        }
-        self.stats.writes += 1;
-        if single {
-            let item = &w.items[0];
-            let shard = item.name.shard();
-            for peer in self.view.replicas(shard).all().iter() {
-                let slot = item.slot.unwrap_or(0);
-                let chain =
-                    Engine::write_half(item.set, shard, slot, item.version, &item.buffer);
-                chains[usize::from(peer)].extend(chain);
-            }
-        } else {
-            let record = super::redo::encode(
-                w.items.iter().map(|i| (i.name, i.slot.unwrap_or(0), &i.buffer)),
-            );
-            let at = Address {
-                region: RegionId::Control,
-                offset: control::redo(me, w.record.unwrap_or(0)),
-            };
-            let len = record.len() as u32;
-            let data = Arc::new(record);
-            for peer in self.view.replicas(w.items[0].name.shard()).all().iter() {
-                let verb = Verb::Write { at, data: data.clone(), from: 0, len };
-                chains[usize::from(peer)].push(verb);
-            }
-        }
-        let live = self.view.slots().without(me);
-        for item in &w.items {
-            let sharers = item.taken.map_or(Slots::NONE, Word::sharers);
-            let offset = control::counter(layout::hash(item.name));
-            let at = Address { region: RegionId::Control, offset };
-            for peer in sharers.intersection(live).iter() {
-                chains[usize::from(peer)].push(Verb::FetchAdd { at, add: 1 });
-            }
-        }
-        for (peer, chain) in chains.into_iter().enumerate() {
-            if !chain.is_empty() {
-                self.post(op, peer as u16, peer as u8, chain);
-            }
-        }
-        w.stage = Stage::Posted;
-        Some(Flow::Waits)
-    }
-
-    /// Rule 10. All completions are in, or excused by the view that is in force.
-    fn commit(&mut self, op: &mut Op, w: &mut Write) -> Option<Flow> {
-        op.take();
-        if !self.lease_valid() {
-            self.lease_waiting.push(op.id);
-            return Some(Flow::Waits);
-        }
-        if w.items.len() == 1 {
-            self.publish_written(&w.items[0]);
-            self.reply(op, Ok(Reply::Done));
-            w.stage = Stage::Applied;
-            return None;
-        }
-        self.reply(op, Ok(Reply::Done));
-        // Rule 21: now the halves.
-        for i in 0..w.items.len() {
-            let item = &w.items[i];
-            if item.settled {
-                continue;
-            }
-            let shard = item.name.shard();
-            for peer in self.view.replicas(shard).all().iter() {
-                let slot = item.slot.unwrap_or(0);
-                let chain =
-                    Engine::write_half(item.set, shard, slot, item.version, &item.buffer);
-                self.post(op, i as u16, peer, chain);
-            }
-        }
-        w.stage = Stage::Applied;
-        if op.pending > 0 { Some(Flow::Waits) } else { None }
-    }
-
-    /// Rule 26: what this node's domains hit from now on.
-    fn publish_written(&mut self, item: &Item) {
-        let Some(data) = item.data.as_deref().filter(|_| !item.settled) else {
-            self.publisher.withdraw(item.name);
-            return;
-        };
-        let fact = Fact {
-            version: item.version,
-            c0: self.arena.control(control::counter(layout::hash(item.name))),
-            epoch: self.arena.control(control::shard_epoch(item.name.shard())),
-        };
-        let place = item.set.payload(item.name.shard(), item.slot.unwrap_or(0), item.version);
-        let payload = if self.replica_of(item.name) {
-            Payload::Own { place, len: data.len() as u32 }
-        } else {
-            Payload::Copy { set: item.set, data }
-        };
-        self.publisher.publish(item.set, item.name, fact, payload);
-    }
-
-    /// Rule 11, for every object; then the node's other operations may go on with them.
-    fn end(&mut self, op: &mut Op, w: &mut Write) -> Option<Flow> {
-        op.take();
-        let me = self.config.node;
-        let several = w.items.len() > 1;
-        let mut removals = false;
-        for i in 0..w.items.len() {
-            if several {
-                self.publish_written(&w.items[i]);
-            }
-            let item = &w.items[i];
-            let (Some(taken), Some(primary)) = (item.taken, self.view.primary(item.name.shard()))
-            else {
-                continue;
-            };
-            if item.settled {
-                continue;
-            }
-            let add = Word::end(me, taken.counts(), item.version.wrapping_sub(item.before));
-            let chain = vec![Verb::FetchAdd { at: item.word_at(), add }];
-            self.ub_ended(item.key());
-            if let Some(o) = self.objects.get_mut(&item.name) {
-                o.guess = Some(Word(taken.0.wrapping_add(add)));
-                o.grab = None;
-            }
-            if item.data.is_none() {
-                removals = true;
-                self.post(op, i as u16, primary, chain);
-            } else {
-                self.post_unwaited(primary, chain);
-            }
-        }
-        if let Some(index) = w.record.take() {
-            self.free_record(index);
-        }
-        for item in &w.items {
-            if item.set.set.waitable {
-                self.tell_changed(item.name);
-            }
-            // A removed object's slot is given back only after the end.
-            if item.data.is_some() || item.settled {
-                self.unlock(item.name, op.id);
-            }
-        }
-        w.stage = Stage::Ended;
-        Some(if removals { Flow::Waits } else { Flow::Done })
-    }
-
-    fn after_end(&mut self, op: &mut Op, w: &mut Write) -> Flow {
-        op.take();
-        for item in &w.items {
-            if let (None, false, Some(slot)) = (&item.data, item.settled, item.slot) {
-                self.hint_free(item.name, slot);
-            }
-            self.unlock(item.name, op.id);
-        }
-        Flow::Done
-    }
-
-    pub(super) fn free_record(&mut self, index: u64) {
-        self.redo_free.push(index);
-        if let Some(id) = self.redo_waiting.pop_front() {
-            self.ready.push_back(id);
-        }
     }
 
     /// Whether `client` holds a grab of the object.

@@ -311,3 +311,183 @@ impl Fabric for ShmFabric {
         self.revoking.push(Revoking { peer, stuck: Some(now.saturating_add(REVOKE_BOUND)) });
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use std::sync::Arc;
+    use std::sync::atomic::AtomicBool;
+
+    const AT: Address = Address { region: RegionId::Control, offset: control::COUNTERS };
+
+    fn pair() -> (ShmFabric, ShmFabric) {
+        let (a, b) = (Arena::anonymous().unwrap(), Arena::anonymous().unwrap());
+        let mut fa = ShmFabric::new(0, 7, a.clone());
+        let mut fb = ShmFabric::new(1, 9, b.clone());
+        fa.admit(1, 9);
+        fb.admit(0, 7);
+        fa.connect(1, b);
+        fb.connect(0, a);
+        (fa, fb)
+    }
+
+    fn one(f: &mut ShmFabric, peer: u8, chain: &[Verb]) -> Result<Vec<Outcome>, FabricError> {
+        f.post(peer, Token(1), chain);
+        let mut out = Vec::new();
+        f.poll(0, &mut out);
+        match out.pop() {
+            Some(FabricEvent::Completed { result, .. }) => result,
+            other => panic!("{other:?}"),
+        }
+    }
+
+    #[test]
+    fn verbs_do_what_they_say() {
+        let (mut a, mut b) = pair();
+        let data = Arc::new((0..=255u8).cycle().take(10_000).collect::<Vec<u8>>());
+        let page = Address { offset: control::REDO, ..AT };
+        let chain = [
+            Verb::FetchAdd { at: AT, add: 5 },
+            Verb::CompareSwap { at: AT, expect: 5, new: 8 },
+            Verb::CompareSwap { at: AT, expect: 5, new: 9 },
+            Verb::Write { at: page, data: data.clone(), from: 8, len: 9000 },
+            Verb::Read { at: page, len: 9000 },
+            Verb::WriteWord { at: AT, word: 3 },
+            Verb::Read { at: AT, len: 8 },
+        ];
+        let got = one(&mut a, 1, &chain).unwrap();
+        assert_eq!(got[..3], [Outcome::Word(0), Outcome::Word(5), Outcome::Word(8)]);
+        assert_eq!(got[4], Outcome::Bytes(data[8..9008].to_vec()));
+        assert_eq!(got[6], Outcome::Bytes(3u64.to_le_bytes().to_vec()));
+        assert_eq!(b.own.control(AT.offset), 3);
+        for bad in [
+            Verb::Read { at: Address { offset: 3, ..AT }, len: 8 },
+            Verb::Read { at: AT, len: 12 },
+            Verb::Read { at: Address { offset: u64::MAX - 7, ..AT }, len: 16 },
+            Verb::FetchAdd { at: Address { offset: control::LEN, ..AT }, add: 1 },
+            Verb::Write { at: AT, data, from: 9_999, len: 8 },
+        ] {
+            assert_eq!(one(&mut a, 1, &[bad]), Err(FabricError::Range));
+        }
+        assert_eq!(one(&mut b, 5, &[Verb::Read { at: AT, len: 8 }]), Err(FabricError::Unreachable));
+    }
+
+    #[test]
+    fn messages_keep_their_order_round_the_ring() {
+        let (mut a, mut b) = pair();
+        let mut out = Vec::new();
+        let (mut sent, mut got) = (0u32, 0u32);
+        while got < 3000 {
+            let len = 4 + (sent as usize * 131) % 9000;
+            let mut bytes = sent.to_le_bytes().to_vec();
+            bytes.resize(len, sent as u8);
+            match a.send(1, &bytes) {
+                Ok(()) => sent += 1,
+                Err(FabricError::Busy) => {
+                    b.poll(0, &mut out);
+                    for e in out.drain(..) {
+                        let FabricEvent::Message { from: 0, bytes } = e else { panic!() };
+                        assert_eq!(bytes[..4], got.to_le_bytes());
+                        assert!(bytes[4..].iter().all(|x| *x == got as u8));
+                        got += 1;
+                    }
+                }
+                Err(e) => panic!("{e}"),
+            }
+        }
+        assert_eq!(a.send(1, &vec![0; control::MAX_MESSAGE + 1]), Err(FabricError::Range));
+    }
+
+    #[test]
+    fn a_hostile_mailbox_is_skipped() {
+        let (_a, mut b) = pair();
+        let mailbox = control::mailbox(0);
+        for (tail, len) in [(u64::MAX, 1), (8, 9_000_000), (5, 5), (16, 64), (1 << 40, 0)] {
+            b.own.set_control(mailbox + 4096, len);
+            b.own.set_control(mailbox + 64, 0);
+            b.own.set_control(mailbox, tail);
+            let mut out = Vec::new();
+            b.poll(0, &mut out);
+            assert!(out.len() <= 1, "{tail} {len}");
+            assert_eq!(b.own.control(mailbox + 64), b.own.control(mailbox));
+        }
+    }
+
+    #[test]
+    fn after_a_revoke_nothing_lands() {
+        // Rule 33, against a peer that writes all the time from another thread.
+        for round in 0..20u64 {
+            let (mut a, mut b) = pair();
+            let own = b.own.clone();
+            let stop = AtomicBool::new(false);
+            std::thread::scope(|s| {
+                s.spawn(|| {
+                    let mut n = 0u64;
+                    let page = Address { offset: control::REDO, ..AT };
+                    while !stop.load(Ordering::Relaxed) {
+                        n += 1;
+                        let data = Arc::new(n.to_le_bytes().repeat(3000));
+                        let chain = [
+                            Verb::Write { at: page, data, from: 0, len: 24_000 },
+                            Verb::FetchAdd { at: AT, add: 1 },
+                        ];
+                        a.post(1, Token(n), &chain);
+                    }
+                });
+                while b.own.control(AT.offset) < 20 + round {
+                    std::hint::spin_loop();
+                }
+                b.revoke(0, 0);
+                let mut out = Vec::new();
+                while !out.contains(&FabricEvent::Revoked { peer: 0 }) {
+                    b.poll(0, &mut out);
+                }
+                let mut before = vec![0; 24_000];
+                assert!(own.region(RegionId::Control).read(control::REDO as usize, &mut before));
+                let count = own.control(AT.offset);
+                for _ in 0..100 {
+                    std::thread::yield_now();
+                    let mut after = vec![0; 24_000];
+                    assert!(own.region(RegionId::Control).read(control::REDO as usize, &mut after));
+                    assert!(before == after && own.control(AT.offset) == count);
+                }
+                stop.store(true, Ordering::Relaxed);
+            });
+        }
+    }
+
+    #[test]
+    fn a_revoke_waits_for_who_is_inside_unless_it_is_dead() {
+        let (_a, mut b) = pair();
+        // The peer was stopped inside.
+        b.own.set_control(control::busy(0), 1);
+        b.revoke(100, 0);
+        let mut out = Vec::new();
+        b.poll(200, &mut out);
+        assert!(out.is_empty());
+        b.poll(100 + REVOKE_BOUND, &mut out);
+        assert_eq!(out, [FabricEvent::Stuck { peer: 0 }]);
+        out.clear();
+        b.poll(200 + REVOKE_BOUND, &mut out);
+        assert!(out.is_empty(), "said once");
+        b.dead(0);
+        b.poll(300 + REVOKE_BOUND, &mut out);
+        assert_eq!(out, [FabricEvent::Revoked { peer: 0 }]);
+    }
+
+    #[test]
+    fn a_revoke_ends_the_own_use_of_the_peers_arena() {
+        // Rule 34; and an old incarnation is not let in where the new one is.
+        let (mut a, mut b) = pair();
+        b.revoke(0, 0);
+        let read = [Verb::Read { at: AT, len: 8 }];
+        b.post(0, Token(3), &read);
+        let mut out = Vec::new();
+        b.poll(0, &mut out);
+        let error = Err(FabricError::Unreachable);
+        assert!(out.contains(&FabricEvent::Completed { peer: 0, token: Token(3), result: error }));
+        b.admit(0, 8);
+        assert_eq!(one(&mut a, 1, &read), Err(FabricError::Unreachable));
+        assert_eq!(a.send(1, b"late"), Err(FabricError::Unreachable));
+    }
+}
