@@ -175,6 +175,11 @@ const TOKIO: &[Row] = &[
 /// from clone3 to clone, whose flags can be checked.)
 const SOFT: &[c_long] = &[libc::SYS_clone3];
 
+/// The same for membership, whose raft library looks for the local time zone when it writes a time
+/// to the log, and takes UTC when there is none.
+const SOFT_MEMBER: &[c_long] =
+    &[libc::SYS_clone3, libc::SYS_statx, libc::SYS_openat, libc::SYS_readlink];
+
 /// The table: role → what it may do beyond [`COMMON`], and whether it keeps descriptors other than
 /// its kernel socket and its log. A role that is not here is a server.
 const ROLES: &[(&str, &[&[Row]], bool)] = &[
@@ -210,14 +215,19 @@ pub(crate) fn enter(role: &str, trace: bool) -> Result<(), SandboxError> {
     if trace {
         trace_violations();
     }
-    for program in compile(lists, trace)? {
+    let soft = if role == "member" { SOFT_MEMBER } else { SOFT };
+    for program in compile(lists, soft, trace)? {
         apply_filter_all_threads(&program).map_err(|e| SandboxError::Filter(e.to_string()))?;
     }
     Ok(())
 }
 
 /// The two filters, in the order of their installation: after the second, none could follow.
-fn compile(lists: &[&[Row]], trace: bool) -> Result<[BpfProgram; 2], SandboxError> {
+fn compile(
+    lists: &[&[Row]],
+    refused: &[c_long],
+    trace: bool,
+) -> Result<[BpfProgram; 2], SandboxError> {
     let mut allowed: BTreeMap<c_long, Option<Vec<SeccompRule>>> = BTreeMap::new();
     for &(number, check) in std::iter::once(COMMON).chain(lists.iter().copied()).flatten() {
         let rules = allowed.entry(number).or_insert_with(|| Some(Vec::new()));
@@ -229,11 +239,11 @@ fn compile(lists: &[&[Row]], trace: bool) -> Result<[BpfProgram; 2], SandboxErro
         }
     }
     // Of two filters' verdicts the stricter counts, so what is refused softly is allowed here.
-    allowed.extend(SOFT.iter().map(|&n| (n, None)));
+    allowed.extend(refused.iter().map(|&n| (n, None)));
     let allowed = allowed.into_iter().map(|(n, rules)| (n, rules.unwrap_or_default())).collect();
     let violation = if trace { SeccompAction::Trap } else { SeccompAction::KillProcess };
     let strict = program(allowed, violation, SeccompAction::Allow)?;
-    let soft = SOFT.iter().map(|&n| (n, Vec::new())).collect();
+    let soft = refused.iter().map(|&n| (n, Vec::new())).collect();
     let soft = program(soft, SeccompAction::Allow, SeccompAction::Errno(libc::ENOSYS as u32))?;
     Ok([soft, strict])
 }
@@ -301,9 +311,9 @@ mod tests {
     fn every_role_compiles() {
         for (role, lists, _) in ROLES {
             for trace in [false, true] {
-                compile(lists, trace).unwrap_or_else(|e| panic!("{role}: {e}"));
+                compile(lists, SOFT_MEMBER, trace).unwrap_or_else(|e| panic!("{role}: {e}"));
             }
         }
-        compile(SERVER.0, false).unwrap();
+        compile(SERVER.0, SOFT, false).unwrap();
     }
 }
