@@ -177,8 +177,16 @@ const SOFT: &[c_long] = &[libc::SYS_clone3];
 
 /// The same for membership, whose raft library looks for the local time zone when it writes a time
 /// to the log, and takes UTC when there is none.
-const SOFT_MEMBER: &[c_long] =
-    &[libc::SYS_clone3, libc::SYS_statx, libc::SYS_openat, libc::SYS_readlink];
+const SOFT_MEMBER: &[c_long] = &[
+    libc::SYS_clone3,
+    libc::SYS_statx,
+    libc::SYS_newfstatat,
+    libc::SYS_openat,
+    libc::SYS_open,
+    libc::SYS_readlink,
+    libc::SYS_readlinkat,
+    libc::SYS_access,
+];
 
 /// The table: role → what it may do beyond [`COMMON`], and whether it keeps descriptors other than
 /// its kernel socket and its log. A role that is not here is a server.
