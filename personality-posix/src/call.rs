@@ -327,6 +327,10 @@ impl<'a, S: Services> Call<'a, S> {
 
     /// Stores this call as data and holds the thread until the thaw.
     async fn hold(&mut self, on: &[(Name, Version)], deadline: Option<u64>) -> Result<(), Errno> {
+        let file = match crate::freeze::on_descriptor(self.nr) {
+            true => self.file(self.int(0)).await.ok().map(|(_, file)| file),
+            false => None,
+        };
         let blocked = crate::freeze::Blocked {
             nr: self.nr,
             args: self.args,
@@ -334,6 +338,7 @@ impl<'a, S: Services> Call<'a, S> {
             ip: self.ip,
             on: on.to_vec(),
             remaining: deadline.map(|d| d.saturating_sub(exec::now_ns())),
+            file,
         };
         crate::freeze::hold(self.node, self.process, Some(blocked)).await
     }

@@ -22,6 +22,8 @@ pub const ARG_MAX: usize = 1 << 20;
 const STRINGS: usize = 32_768;
 /// Longest command line that ps shows.
 const COMMAND: usize = 1024;
+/// Longest path kept for /proc/self/exe.
+const EXE: usize = 1024;
 /// Interpreters of interpreters, for scripts.
 const SCRIPTS: usize = 4;
 /// Bytes of stack mapped.
@@ -63,7 +65,8 @@ async fn head<S: Services>(services: &S, file: &Walked) -> Result<Vec<u8>, Errno
     let mut head = vec![0; elf::HEAD];
     let mut have = 0;
     while have < head.len() {
-        let n = clustix_vfs::read(services.cache(), file.ino, have as u64, &mut head[have..]).await?;
+        let n =
+            clustix_vfs::read(services.cache(), file.ino, have as u64, &mut head[have..]).await?;
         if n == 0 {
             break;
         }
@@ -79,8 +82,7 @@ async fn program_file<S: Services>(
     path: &[u8],
 ) -> Result<Walked, Errno> {
     let cred = &process.credentials;
-    let file =
-        clustix_vfs::walk(services.cache(), cred, process.state.cwd, path, true).await?;
+    let file = clustix_vfs::walk(services.cache(), cred, process.state.cwd, path, true).await?;
     if file.inode.kind() != S_IFREG || !clustix_vfs::may(cred, &file.inode, EXEC) {
         return Err(EACCES);
     }
@@ -123,8 +125,7 @@ async fn prepare<S: Services>(
         let elf = elf::parse(&head, file.inode.size).map_err(|_| ENOEXEC)?;
         let mode = file.inode.mode;
         let set_uid = (mode & S_ISUID != 0).then_some(file.inode.uid);
-        let set_gid =
-            (mode & (S_ISGID | S_IXGRP) == S_ISGID | S_IXGRP).then_some(file.inode.gid);
+        let set_gid = (mode & (S_ISGID | S_IXGRP) == S_ISGID | S_IXGRP).then_some(file.inode.gid);
         let mut interpreter = None;
         if let Some((offset, len)) = elf.interpreter {
             let mut name = vec![0; len];
@@ -188,9 +189,12 @@ impl Object {
 }
 
 /// The initial stack: its bytes, and the stack pointer at their start.
-fn stack(ready: &Ready, process: &ProcessContext, ids: &process::Process) -> Result<(Vec<u8>, u64), Errno> {
-    const AT: [u64; 20] =
-        [3, 4, 5, 6, 7, 8, 9, 11, 12, 13, 14, 15, 16, 17, 23, 25, 26, 31, 51, 0];
+fn stack(
+    ready: &Ready,
+    process: &ProcessContext,
+    ids: &process::Process,
+) -> Result<(Vec<u8>, u64), Errno> {
+    const AT: [u64; 20] = [3, 4, 5, 6, 7, 8, 9, 11, 12, 13, 14, 15, 16, 17, 23, 25, 26, 31, 51, 0];
     let command = &ready.command;
     let mut strings = Vec::new();
     let mut put = |bytes: &[u8]| {
@@ -226,23 +230,23 @@ fn stack(ready: &Ready, process: &ProcessContext, ids: &process::Process) -> Res
         word(match kind {
             3 if elf.headers == 0 => 0,
             3 => elf.headers.wrapping_add(ready.program.base), // AT_PHDR
-            4 => 56,                                             // AT_PHENT
-            5 => u64::from(elf.header_count),                    // AT_PHNUM
-            6 => PAGE,                                           // AT_PAGESZ
+            4 => 56,                                           // AT_PHENT
+            5 => u64::from(elf.header_count),                  // AT_PHNUM
+            6 => PAGE,                                         // AT_PAGESZ
             7 => ready.interpreter.as_ref().map_or(0, |i| i.base), // AT_BASE
-            9 => ready.program.entry(),                          // AT_ENTRY
-            11 => u64::from(ids.uid[0]),                         // AT_UID
-            12 => u64::from(ids.uid[1]),                         // AT_EUID
-            13 => u64::from(ids.gid[0]),                         // AT_GID
-            14 => u64::from(ids.gid[1]),                         // AT_EGID
-            15 => base + platform,                               // AT_PLATFORM
-            16 => hwcap,                                  // AT_HWCAP
-            17 => 100,                                           // AT_CLKTCK
-            23 => u64::from(secure),                             // AT_SECURE
-            25 => base + random,                                 // AT_RANDOM
-            26 => hwcap2,                                 // AT_HWCAP2
-            31 => base + path,                                   // AT_EXECFN
-            51 => 3632,                                          // AT_MINSIGSTKSZ
+            9 => ready.program.entry(),                        // AT_ENTRY
+            11 => u64::from(ids.uid[0]),                       // AT_UID
+            12 => u64::from(ids.uid[1]),                       // AT_EUID
+            13 => u64::from(ids.gid[0]),                       // AT_GID
+            14 => u64::from(ids.gid[1]),                       // AT_EGID
+            15 => base + platform,                             // AT_PLATFORM
+            16 => hwcap,                                       // AT_HWCAP
+            17 => 100,                                         // AT_CLKTCK
+            23 => u64::from(secure),                           // AT_SECURE
+            25 => base + random,                               // AT_RANDOM
+            26 => hwcap2,                                      // AT_HWCAP2
+            31 => base + path,                                 // AT_EXECFN
+            51 => 3632,                                        // AT_MINSIGSTKSZ
             _ => 0,
         });
     }
@@ -263,7 +267,9 @@ pub async fn load<S: Services>(
     let ready = prepare(node, process, command).await?;
     let services = &node.services;
     let mut ids: process::Process =
-        crate::fd::load(services.cache(), process::name::process(process.pid)).await?.ok_or(ESRCH)?;
+        crate::fd::load(services.cache(), process::name::process(process.pid))
+            .await?
+            .ok_or(ESRCH)?;
     let raised = ready.set_uid.is_some_and(|u| u != ids.uid[1])
         || ready.set_gid.is_some_and(|g| g != ids.gid[1]);
     if let Some(uid) = ready.set_uid {
@@ -335,7 +341,15 @@ pub async fn load<S: Services>(
     let told = process::Request::Exec { pid: process.pid, command: shown, euid, egid };
     lost(services.process(&told).await)?;
     process.credentials = ids.credentials();
-    forget(process, &ready.command);
+    let mut exe = ready.command.path.clone();
+    if exe.first() != Some(&b'/')
+        && let Ok(mut full) = clustix_vfs::path_of(services.cache(), process.state.cwd).await
+    {
+        full.push(b'/');
+        full.append(&mut exe);
+        exe = full;
+    }
+    forget(process, exe);
     crate::lifecycle::exec(node, process).await?;
     lost(process.save(services.cache()).await)
 }
@@ -346,20 +360,21 @@ fn lost<T>(r: Result<T, Errno>) -> Result<(), Errno> {
 }
 
 /// What exec resets: handlers, the alternate stack, the name.
-fn forget(process: &mut ProcessContext, command: &Command) {
+fn forget(process: &mut ProcessContext, exe: Vec<u8>) {
     let state = &mut process.state;
     state.actions.retain_mut(|(_, a)| {
         *a = Action { handler: a.handler, ..Action::default() };
         a.handler == 1
     });
     state.stack = AltStack { sp: 0, flags: 2, size: 0 };
-    state.exe = command.path.clone();
     state.dumpable = true;
-    let name = command.path.rsplit(|b| *b == b'/').next().unwrap_or(b"");
+    let name = exe.rsplit(|b| *b == b'/').next().unwrap_or(b"");
     state.comm = [0; 16];
     let len = name.len().min(15);
     state.comm[..len].copy_from_slice(&name[..len]);
     state.mask &= !(bit(9) | bit(19));
+    // The whole state must fit its object.
+    state.exe = if exe.len() <= EXE { exe } else { Vec::new() };
 }
 
 async fn strings<S: Services>(
@@ -397,7 +412,7 @@ async fn strings<S: Services>(
 
 /// execve(2).
 pub async fn sys_execve<S: Services>(call: &mut Call<'_, S>) -> Result<i64, Errno> {
-    let path = call.path(0)?;
+    let path = call.own_names(call.path(0)?);
     if path.is_empty() {
         return Err(ENOENT);
     }

@@ -196,7 +196,12 @@ pub async fn sys_setresgid<S: Services>(call: &mut Call<'_, S>) -> Result<i64, E
 
 /// The saved number follows the effective one if the real one is set, or the effective one to
 /// something else than the real one (setreuid(2)).
-fn change_two(privileged: bool, ids: &mut [u32; 3], real: u32, effective: u32) -> Result<(), Errno> {
+fn change_two(
+    privileged: bool,
+    ids: &mut [u32; 3],
+    real: u32,
+    effective: u32,
+) -> Result<(), Errno> {
     let old = *ids;
     if !privileged && real != KEEP && real != old[0] && real != old[1] {
         return Err(EPERM);
@@ -254,6 +259,7 @@ pub async fn sys_setgroups<S: Services>(call: &mut Call<'_, S>) -> Result<i64, E
     if bytes.len() as u64 != call.args[0] * 4 {
         return Err(EFAULT);
     }
-    p.groups = bytes.chunks_exact(4).map(|b| u32::from_le_bytes([b[0], b[1], b[2], b[3]])).collect();
+    p.groups =
+        bytes.chunks_exact(4).map(|b| u32::from_le_bytes([b[0], b[1], b[2], b[3]])).collect();
     set(call, p).await
 }

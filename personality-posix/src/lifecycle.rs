@@ -101,7 +101,9 @@ async fn look_up<S: Services>(
     }
     let path = command.env.iter().find_map(|e| e.strip_prefix(b"PATH=".as_slice()));
     let mut error = ENOENT;
-    for part in path.unwrap_or(b"/usr/local/bin:/usr/bin:/bin:/usr/sbin:/sbin").split(|b| *b == b':') {
+    for part in
+        path.unwrap_or(b"/usr/local/bin:/usr/bin:/bin:/usr/sbin:/sbin").split(|b| *b == b':')
+    {
         let mut full = part.to_vec();
         if !full.is_empty() {
             full.push(b'/');
@@ -109,8 +111,9 @@ async fn look_up<S: Services>(
         full.extend_from_slice(name);
         let found = clustix_vfs::walk(services.cache(), credentials, dir, &full, true).await;
         match found {
-            Ok(f) if clustix_vfs::may(credentials, &f.inode, clustix_vfs::permission::EXEC)
-                && !f.inode.is_dir() =>
+            Ok(f)
+                if clustix_vfs::may(credentials, &f.inode, clustix_vfs::permission::EXEC)
+                    && !f.inode.is_dir() =>
             {
                 return Ok(full);
             }
@@ -256,13 +259,14 @@ pub async fn deliver<S: Services>(
     node: &Arc<Node<S>>,
     parent: &ProcessContext,
     birth: Birth,
+    begin: Start,
 ) -> Result<Pid, Errno> {
     let Birth { pid, stub } = birth;
     let id = stub.id;
     let state = ProcessState { requests: 0, ..parent.state.clone() };
     let child = ProcessContext::new(pid, parent.credentials.clone(), state, stub);
     let started = match child.save(node.services.cache()).await {
-        Ok(()) => start(node, child, Start::Child),
+        Ok(()) => start(node, child, begin),
         Err(e) => Err(e),
     };
     if let Err(e) = started {
@@ -281,8 +285,7 @@ pub async fn abandon<S: Services>(node: &Node<S>, birth: Birth) {
 
 /// Notes that a stub has ended: whose it was finds out.
 pub fn died<S: Services>(node: &Node<S>, stub: u32, status: i32) {
-    let whose =
-        node.processes().values().find(|r| r.stub.load(Ordering::Acquire) == stub).cloned();
+    let whose = node.processes().values().find(|r| r.stub.load(Ordering::Acquire) == stub).cloned();
     if let Some(running) = whose {
         running.death.store(status as u32 & 0xffff | 1 << 31, Ordering::Release);
         running.nudge();

@@ -3,30 +3,36 @@
 use crate::call::{Call, step};
 use crate::lifecycle;
 use crate::services::Services;
+use crate::thread::Start;
 use crate::window::op;
 use clustix_ccache::cache::Cache;
 use clustix_proto::Errno;
 use clustix_proto::errno::*;
-use clustix_proto::process::{Reply, Request, Waited, Which, name, wait};
+use clustix_proto::process::{Pid, Reply, Request, Waited, Which, name, wait};
 
 const SIGCHLD: u8 = 17;
 
-async fn fork<S: Services>(call: &mut Call<'_, S>, exit_signal: u8) -> Result<i64, Errno> {
+async fn fork<S: Services>(
+    call: &mut Call<'_, S>,
+    exit_signal: u8,
+    begin: Start,
+) -> Result<Pid, Errno> {
     let node = call.node.shared()?;
     let birth = lifecycle::conceive(&node, call.process, exit_signal).await?;
     if let Err(e) = call.program(&[], &[step(op::FORK, [0; 4])]).await {
         lifecycle::abandon(&node, birth).await;
         return Err(if e == ESRCH { e } else { EAGAIN });
     }
-    Ok(i64::from(lifecycle::deliver(&node, call.process, birth).await?))
+    lifecycle::deliver(&node, call.process, birth, begin).await
 }
 
-/// fork(2).
+/// fork(2) and vfork(2).
 pub async fn sys_fork<S: Services>(call: &mut Call<'_, S>) -> Result<i64, Errno> {
-    fork(call, SIGCHLD).await
+    fork(call, SIGCHLD, Start::Child { stack: 0, tid_at: 0 }).await.map(i64::from)
 }
 
-/// clone(2): a new process only; threads and namespaces are refused (ENOSYS). vfork(2) is fork(2).
+/// clone(2): a new process only; threads and namespaces are refused (ENOSYS). Memory that parent and
+/// child would share until the child execs (CLONE_VM | CLONE_VFORK) is copied instead.
 pub async fn sys_clone<S: Services>(call: &mut Call<'_, S>) -> Result<i64, Errno> {
     const CLONE_VM: u64 = 0x100;
     const CLONE_VFORK: u64 = 0x4000;
@@ -40,42 +46,20 @@ pub async fn sys_clone<S: Services>(call: &mut Call<'_, S>) -> Result<i64, Errno
         | CLONE_PARENT_SETTID
         | CLONE_CHILD_CLEARTID
         | CLONE_CHILD_SETTID;
-    // Shared memory is honoured only where it makes no difference to a child that soon execs.
-    let threads = flags & CLONE_VM != 0 && flags & CLONE_VFORK == 0;
-    if flags & !known != 0 || threads || stack != 0 {
+    let thread = flags & CLONE_VM != 0 && flags & CLONE_VFORK == 0;
+    if flags & !known != 0 || thread {
         return Err(ENOSYS);
     }
     let signal = (flags & 0xff) as u8;
     if signal > 64 {
         return Err(EINVAL);
     }
-    let node = call.node.shared()?;
-    let birth = lifecycle::conceive(&node, call.process, signal).await?;
-    let tid = birth.pid.to_le_bytes();
-    // The child's copy is written in the parent before the fork, and put back after it.
-    let mut before = Vec::new();
-    if flags & CLONE_CHILD_SETTID != 0 {
-        match call.read_user(child_tid, 4).await {
-            Ok(old) => before = old,
-            Err(e) => {
-                lifecycle::abandon(&node, birth).await;
-                return Err(e);
-            }
-        }
-        call.write_user(child_tid, &tid).await?;
-    }
-    let forked = call.program(&[], &[step(op::FORK, [0; 4])]).await;
-    if !before.is_empty() {
-        call.write_user(child_tid, &before).await?;
-    }
-    if let Err(e) = forked {
-        lifecycle::abandon(&node, birth).await;
-        return Err(if e == ESRCH { e } else { EAGAIN });
-    }
+    let tid_at = if flags & CLONE_CHILD_SETTID != 0 { child_tid } else { 0 };
+    let pid = fork(call, signal, Start::Child { stack, tid_at }).await?;
     if flags & CLONE_PARENT_SETTID != 0 {
-        call.out_at(parent_tid, &tid);
+        call.out_at(parent_tid, &pid.to_le_bytes());
     }
-    Ok(i64::from(lifecycle::deliver(&node, call.process, birth).await?))
+    Ok(i64::from(pid))
 }
 
 /// exit(2) and exit_group(2).

@@ -25,9 +25,8 @@ pub fn main(boot: Boot) -> Result<(), BootError> {
     boot.enter_sandbox()?;
     let node = Node::new(services);
     let deaths = node.clone();
-    let started = std::thread::Builder::new()
-        .name("deaths".into())
-        .spawn(move || watch::deaths(&deaths));
+    let started =
+        std::thread::Builder::new().name("deaths".into()).spawn(move || watch::deaths(&deaths));
     if let Err(e) = started {
         eprintln!("posix: no thread for the ends of stubs: {e}");
         return Ok(());

@@ -178,8 +178,7 @@ pub fn enter(process: &mut ProcessContext, caught: &Caught, sp: u64) -> Delivery
     let restored = process.saved_mask.take().unwrap_or(state.mask);
     let stack = state.stack;
     let on_stack = sp.wrapping_sub(stack.sp) < stack.size && stack.flags & SS_DISABLE == 0;
-    let switch =
-        action.flags & SA_ONSTACK != 0 && stack.flags & SS_DISABLE == 0 && !on_stack;
+    let switch = action.flags & SA_ONSTACK != 0 && stack.flags & SS_DISABLE == 0 && !on_stack;
     let flags = if on_stack { stack.flags | SS_ONSTACK } else { stack.flags };
     state.mask |= action.mask;
     if action.flags & SA_NODEFER == 0 {
@@ -235,9 +234,8 @@ pub async fn sys_rt_sigaction<S: Services>(call: &mut Call<'_, S>) -> Result<i64
     if action == old {
         return Ok(0);
     }
-    let ignored = |a: &Action| {
-        a.handler == 1 || a.handler == 0 && IGNORED_BY_DEFAULT & bit(signal) != 0
-    };
+    let ignored =
+        |a: &Action| a.handler == 1 || a.handler == 0 && IGNORED_BY_DEFAULT & bit(signal) != 0;
     // A signal that was ignored while it came must not be seen by a new handler; one that becomes
     // ignored is forgotten.
     if ignored(&old) && call.process.state.mask & bit(signal) == 0 || ignored(&action) {
@@ -250,8 +248,9 @@ pub async fn sys_rt_sigaction<S: Services>(call: &mut Call<'_, S>) -> Result<i64
     call.save().await?;
     const SIGCHLD: u8 = 17;
     if signal == SIGCHLD {
-        let policy =
-            |a: &Action| (a.handler == 1 || a.flags & SA_NOCLDWAIT != 0, a.flags & SA_NOCLDSTOP != 0);
+        let policy = |a: &Action| {
+            (a.handler == 1 || a.flags & SA_NOCLDWAIT != 0, a.flags & SA_NOCLDSTOP != 0)
+        };
         let (autoreap, no_cldstop) = policy(&action);
         if policy(&old) != (autoreap, no_cldstop) {
             let pid = call.process.pid;

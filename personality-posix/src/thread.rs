@@ -11,16 +11,25 @@ use crate::window::{DATA_LEN, Delivery, MAX_STEPS, Request, Step, at, kind, op};
 use clustix_pd::exec;
 use clustix_proto::Errno;
 use clustix_proto::errno::*;
+use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::sync::Arc;
-use std::sync::atomic::Ordering;
+use std::sync::atomic::{AtomicU64, Ordering};
 
 /// How a process begins.
 pub enum Start {
     /// With a program, in an empty address space.
     Program(Command),
     /// As the child of a fork.
-    Child,
+    Child {
+        /// Its stack pointer; 0: its parent's.
+        stack: u64,
+        /// Where its number is written (CLONE_CHILD_SETTID); 0: nowhere.
+        tid_at: u64,
+    },
 }
+
+/// Workers that panicked: each is a bug.
+pub static PANICS: AtomicU64 = AtomicU64::new(0);
 
 /// Steps kept free in a program for what follows its copies.
 const SPARE: usize = 8;
@@ -36,13 +45,21 @@ pub fn start<S: Services>(
     let spawned = std::thread::Builder::new().name(format!("pid {}", process.pid)).spawn({
         let node = node.clone();
         move || {
-            exec::block_on(async {
-                let end = match live(&node, &mut process, start).await {
-                    Err(end) => end,
-                    Ok(never) => match never {},
-                };
-                lifecycle::finish(&node, &mut process, end.0).await;
-            })
+            let lived = catch_unwind(AssertUnwindSafe(|| {
+                exec::block_on(async {
+                    match live(&node, &mut process, start).await {
+                        Err(end) => end,
+                        Ok(never) => match never {},
+                    }
+                })
+            }));
+            // A fault of ours costs this process, not the others.
+            let end = lived.unwrap_or_else(|_| {
+                PANICS.fetch_add(1, Ordering::Relaxed);
+                clustix_pd::metrics::add("posix_worker_panics_total", 1);
+                End(9)
+            });
+            exec::block_on(lifecycle::finish(&node, &mut process, end.0));
         }
     });
     match spawned {
@@ -76,8 +93,16 @@ async fn live<S: Services>(
             }
             leave(node, process, &hello, Outcome::Registers, Vec::new()).await?;
         }
-        Start::Child => {
-            leave(node, process, &hello, Outcome::Result(Ok(0)), Vec::new()).await?;
+        Start::Child { stack, tid_at } => {
+            if stack != 0 {
+                let set = [step(op::SET_SP, [stack, 0, 0, 0])];
+                process.program(&[], &set).await.map_err(|_| End(9))?;
+            }
+            let mut outs = Vec::new();
+            if tid_at != 0 {
+                outs.push((tid_at, process.pid.to_le_bytes().to_vec()));
+            }
+            leave(node, process, &hello, Outcome::Result(Ok(0)), outs).await?;
         }
     }
     loop {
@@ -301,7 +326,8 @@ impl Affinity {
             return;
         }
         self.0 = Some(cpu);
-        let Some(index) = usize::try_from(cpu).ok().filter(|c| *c < rustix::thread::CpuSet::MAX_CPU)
+        let Some(index) =
+            usize::try_from(cpu).ok().filter(|c| *c < rustix::thread::CpuSet::MAX_CPU)
         else {
             return;
         };

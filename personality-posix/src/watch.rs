@@ -80,12 +80,8 @@ pub async fn timers<S: Services>(node: Arc<Node<S>>) {
                 let interval = running.interval.load(Ordering::Acquire);
                 next = if interval == 0 { 0 } else { (at + interval).max(now + 1) };
                 // Set anew meanwhile: that counts, at the next round.
-                let taken = running.timer.compare_exchange(
-                    at,
-                    next,
-                    Ordering::AcqRel,
-                    Ordering::Acquire,
-                );
+                let taken =
+                    running.timer.compare_exchange(at, next, Ordering::AcqRel, Ordering::Acquire);
                 if taken.is_err() {
                     next = now;
                 } else {

@@ -3,6 +3,8 @@
 //! A call from outside the stub traps. From the stub only its one syscall instruction may call,
 //! and there only what the list below says, with the arguments it says: an app that jumps to that
 //! instruction with registers of its own gains nothing it may not have. Everything else kills.
+//! (Hosts since 6.11 let uretprobe, and since 6.18 uprobe, through any filter; made by anybody but
+//! their own trampolines these do nothing.)
 //! Compiled into the stub and, for its tests, into the personality.
 
 use crate::window::{APP_END, STUB_BASE, WINDOW_ADDRESS, WINDOW_LEN};

@@ -119,8 +119,7 @@ const SIGSYS: i32 = 31;
 
 /// Entered by the host kernel, on the signal stack, with the app's registers in `context`.
 extern "C" fn handler(signal: i32, info: &SigInfo, context: &mut UContext) {
-    let mut request =
-        Request { ip: context.ip, sp: context.sp, cpu: cpu(), ..Request::default() };
+    let mut request = Request { ip: context.ip, sp: context.sp, cpu: cpu(), ..Request::default() };
     match signal {
         SIGSYS => {
             if answer_here(context) {
@@ -137,8 +136,14 @@ extern "C" fn handler(signal: i32, info: &SigInfo, context: &mut UContext) {
             }
             request.kind = kind::FAULT;
             request.nr = signal as u64;
-            request.args =
-                [info.code as i64 as u64, info.address, context.trapno, context.err, context.cr2, 0];
+            request.args = [
+                info.code as i64 as u64,
+                info.address,
+                context.trapno,
+                context.err,
+                context.cr2,
+                0,
+            ];
         }
     }
     program::converse(context, request);

@@ -143,7 +143,8 @@ pub fn converse(context: &mut UContext, mut request: Request) {
         let steps = (word(at::STEPS).load(Ordering::Relaxed) as usize).min(MAX_STEPS);
         let mut done = Request { kind: kind::DONE, ..Request::default() };
         for i in 0..steps {
-            let place = (WINDOW_ADDRESS as usize + at::PROGRAM + i * size_of::<Step>()) as *mut Step;
+            let place =
+                (WINDOW_ADDRESS as usize + at::PROGRAM + i * size_of::<Step>()) as *mut Step;
             // SAFETY: in the window, aligned; the personality has written it before the reply.
             let step = unsafe { core::ptr::read_volatile(place) };
             if step.op == op::RETURN {
@@ -226,6 +227,10 @@ fn carry_out(context: &mut UContext, s: &Step, held: &mut i32) -> i64 {
         op::CLOCK if s.a <= 11 => host3(nr::CLOCK_GETTIME, s.a, data(0), 0),
         op::LOAD => {
             load(context, s.a, s.b);
+            0
+        }
+        op::SET_SP => {
+            context.sp = s.a;
             0
         }
         op::RESULT => {

@@ -140,6 +140,8 @@ pub mod op {
     pub const REGISTERS: u64 = 21;
     /// exit_group(`a`) of the stub.
     pub const EXIT: u64 = 22;
+    /// The app's stack pointer := `a`.
+    pub const SET_SP: u64 = 25;
     /// Writes what clock `a` shows to the start of the data area, as struct timespec.
     pub const CLOCK: u64 = 24;
     /// Writes the FS base to offset `a`.

@@ -4,7 +4,7 @@
 use super::HostStubs;
 use clustix_ccache::cache::Cache;
 use clustix_ccache::local::LocalCache;
-use clustix_pd::exec::{block_on, run};
+use clustix_pd::exec::{self, block_on, run};
 use clustix_posix::exec::Command;
 use clustix_posix::lifecycle::{Spawn, spawn};
 use clustix_posix::node::Node;
@@ -120,13 +120,8 @@ async fn make(node: &Node<Local>, request: Request) -> u64 {
 
 /// Writes a file.
 pub async fn put(node: &Node<Local>, path: &str, bytes: &[u8], mode: u32) {
-    let request = Request::Create {
-        cred: root(),
-        dir: ROOT,
-        path: path.into(),
-        mode,
-        exclusive: false,
-    };
+    let request =
+        Request::Create { cred: root(), dir: ROOT, path: path.into(), mode, exclusive: false };
     let ino = make(node, request).await;
     let cache = node.services.cache();
     for (i, chunk) in bytes.chunks(64 * 1024).enumerate() {
@@ -206,8 +201,20 @@ impl Program {
         String::from_utf8_lossy(&out).into_owned()
     }
 
+    /// Sends it a signal, as the operator.
+    pub fn kill(&self, signal: u8) {
+        let target = process::Target::Process(self.pid);
+        let request = process::Request::Kill { sender: 0, target, signal };
+        block_on(self.node.services.process.handle(true, request)).unwrap();
+    }
+
     /// Waits for its end.
     pub fn wait(&self) -> i32 {
+        self.wait_until(u64::MAX).unwrap()
+    }
+
+    /// Waits for its end until `deadline` (`CLOCK_MONOTONIC`, ns).
+    pub fn wait_until(&self, deadline: u64) -> Option<i32> {
         block_on(async {
             let cache = self.node.services.cache();
             let name = process::name::process(self.pid);
@@ -221,11 +228,12 @@ impl Program {
                     request: 0,
                 };
                 match self.node.services.process.handle(true, request).await.unwrap() {
-                    Reply::Waited(Some(w)) => return w.status,
+                    Reply::Waited(Some(w)) => return Some(w.status),
+                    Reply::Waited(None) if exec::now_ns() >= deadline => return None,
                     Reply::Waited(None) => {}
                     other => panic!("{other:?}"),
                 }
-                cache.wait(&[(name, version)], None).await.unwrap();
+                cache.wait(&[(name, version)], Some(deadline)).await.unwrap();
             }
         })
     }
