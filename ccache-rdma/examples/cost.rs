@@ -31,14 +31,18 @@ fn pump(nodes: &mut [Node], now: u64) {
             node.fabric.poll(now, &mut events);
             for event in events {
                 moved = true;
-                feed(node, now, match event {
-                    FabricEvent::Completed { peer, token, result } => {
-                        Event::Completed { peer, token, result }
-                    }
-                    FabricEvent::Message { from, bytes } => Event::Message { from, bytes },
-                    FabricEvent::Revoked { peer } => Event::Revoked { peer },
-                    FabricEvent::Stuck { .. } => continue,
-                });
+                feed(
+                    node,
+                    now,
+                    match event {
+                        FabricEvent::Completed { peer, token, result } => {
+                            Event::Completed { peer, token, result }
+                        }
+                        FabricEvent::Message { from, bytes } => Event::Message { from, bytes },
+                        FabricEvent::Revoked { peer } => Event::Revoked { peer },
+                        FabricEvent::Stuck { .. } => continue,
+                    },
+                );
             }
         }
         if !moved {
@@ -67,9 +71,8 @@ fn median(mut times: Vec<u64>) -> u64 {
 
 fn main() {
     for count in [1u8, 3] {
-        let members: Vec<Member> = (0..count)
-            .map(|slot| Member { slot, incarnation: 1, path: String::new() })
-            .collect();
+        let members: Vec<Member> =
+            (0..count).map(|slot| Member { slot, incarnation: 1, path: String::new() }).collect();
         let mut nodes: Vec<Node> = members
             .iter()
             .map(|m| {
@@ -127,9 +130,8 @@ fn main() {
         for (set, len) in [(INODE, 256usize), (PAGE, 4096)] {
             // Half of them at home, half at a neighbour's.
             let name = |i: usize| Name::new(set, Shard(i as u16 % 12), i as u128);
-            let write = |i: usize, n: u8| {
-                Request::Transact(Transaction::new().set(name(i), vec![n; len]))
-            };
+            let write =
+                |i: usize, n: u8| Request::Transact(Transaction::new().set(name(i), vec![n; len]));
             let create = median((0..2000).map(|i| ask(&mut nodes, 0, write(i, 1))).collect());
             let put = median((0..2000).map(|i| ask(&mut nodes, 0, write(i, 2))).collect());
             let last = usize::from(count) - 1;

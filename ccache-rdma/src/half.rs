@@ -38,7 +38,10 @@ pub fn checksum(name: Name, version: u64, tombstone: bool, data: &[u8]) -> u64 {
 }
 
 fn word(bytes: &[u8], index: usize) -> u64 {
-    bytes.get(index * 8..index * 8 + 8).and_then(|b| b.try_into().ok()).map_or(0, u64::from_le_bytes)
+    bytes
+        .get(index * 8..index * 8 + 8)
+        .and_then(|b| b.try_into().ok())
+        .map_or(0, u64::from_le_bytes)
 }
 
 impl Head {

@@ -213,6 +213,20 @@ pub const DIRECTORY_WAYS: u64 = 8;
 /// Buckets that hold a name's entry: its own and those after it. Read as one.
 pub const DIRECTORY_WINDOW: u64 = 4;
 
+/// Levels of a directory. The first is one page, so that a shard with few objects costs little;
+/// the next ones are used when a window of the one before is full, and then said to be.
+pub const DIRECTORY_LEVELS: usize = 3;
+/// Buckets of the levels but the last, whose number follows from the set's slots.
+const LEVEL_BUCKETS: [u64; DIRECTORY_LEVELS - 1] = [32, 512];
+
+/// A level of a directory: byte offset in the sub-region, and buckets that names hash to (more
+/// follow, for the window); a power of two.
+#[derive(Clone, Copy, Debug, Default)]
+struct Level {
+    offset: u64,
+    buckets: u64,
+}
+
 /// Where one set's parts stand in each shard's region.
 #[derive(Clone, Copy, Debug)]
 pub struct SetLayout {
@@ -220,8 +234,7 @@ pub struct SetLayout {
     pub set: &'static SetDescriptor,
     /// Bytes from one half to the next.
     pub stride: u64,
-    /// Directory buckets that names hash to (more follow, for the window); a power of two.
-    pub buckets: u64,
+    levels: [Level; DIRECTORY_LEVELS],
     /// Number of the set in its class, and of sets in the class.
     index: u64,
     count: u64,
@@ -263,16 +276,28 @@ static LAYOUT: LazyLock<Layout> = LazyLock::new(|| {
             let capacity = u64::from(set.capacity);
             let stride = align(capacity, if capacity < PAGE { 64 } else { PAGE });
             let slots = u64::from(set.slots);
-            let buckets = (slots / 4).next_power_of_two();
-            let directory_len = (buckets + DIRECTORY_WINDOW) * DIRECTORY_WAYS * 8;
-            let headers = align(directory_len, PAGE);
+            let wanted = (slots / 4).next_power_of_two();
+            let mut levels = [Level::default(); DIRECTORY_LEVELS];
+            // The first line says how many levels are in use.
+            let mut offset = DIRECTORY_WAYS * 8;
+            for (i, level) in levels.iter_mut().enumerate() {
+                let most = LEVEL_BUCKETS.get(i).copied().unwrap_or(u64::MAX);
+                let buckets = wanted.min(most);
+                *level = Level { offset, buckets };
+                offset += (buckets + DIRECTORY_WINDOW) * DIRECTORY_WAYS * 8;
+                offset = align(offset, PAGE);
+                if buckets == wanted {
+                    break;
+                }
+            }
+            let headers = offset;
             let payloads = headers + align(slots * header::LEN, PAGE);
             let len = payloads + align(slots * 2 * stride, PAGE);
             let copy_count = (set.slots.saturating_mul(16)).clamp(64, 32_768);
             sets.push(SetLayout {
                 set,
                 stride,
-                buckets,
+                levels,
                 index: index as u64,
                 count,
                 base,
@@ -333,14 +358,22 @@ impl SetLayout {
     pub fn is_empty(&self) -> bool {
         self.len == 0
     }
-    /// Byte offset of the directory window of a name with this hash: [`DIRECTORY_WINDOW`] ×
-    /// [`DIRECTORY_WAYS`] words. An entry is the hash's high 32 bits above the slot plus 1.
-    pub fn directory(&self, shard: Shard, hash: u64) -> u64 {
-        self.sub_region(shard) + (hash % self.buckets) * DIRECTORY_WAYS * 8
+    /// Byte offset of the word that says how many levels of a shard's directory are in use beyond
+    /// the first.
+    pub fn levels_in_use(&self, shard: Shard) -> u64 {
+        self.sub_region(shard)
     }
-    /// Byte offset of the whole directory of a shard, and its length.
-    pub fn directory_all(&self, shard: Shard) -> (u64, u64) {
-        (self.sub_region(shard), (self.buckets + DIRECTORY_WINDOW) * DIRECTORY_WAYS * 8)
+    /// Levels that the set's directories have.
+    pub fn levels(&self) -> usize {
+        self.levels.iter().filter(|l| l.buckets > 0).count()
+    }
+    /// Byte offset of the window of a name with this hash in a level of the directory:
+    /// [`DIRECTORY_WINDOW`] × [`DIRECTORY_WAYS`] words. An entry is the hash's high 32 bits above
+    /// the slot plus 1.
+    pub fn directory(&self, shard: Shard, hash: u64, level: usize) -> u64 {
+        let level = self.levels.get(level).unwrap_or(&self.levels[0]);
+        let bucket = hash % level.buckets.max(1);
+        self.sub_region(shard) + level.offset + bucket * DIRECTORY_WAYS * 8
     }
     /// Byte offset of a slot's header.
     pub fn header(&self, shard: Shard, slot: u32) -> u64 {
@@ -372,15 +405,17 @@ mod tests {
                 parts.push((l.copy(0), l.copy(l.copy_count)));
                 for shard in [Shard(0), Shard(1), Shard(SHARDS - 1)] {
                     let last = l.slots() - 1;
-                    let (directory, directory_len) = l.directory_all(shard);
+                    let window = DIRECTORY_WINDOW * DIRECTORY_WAYS * 8;
+                    let word = l.levels_in_use(shard);
+                    parts.push((word, word + 8));
+                    for (i, level) in l.levels[..l.levels()].iter().enumerate() {
+                        let first = l.directory(shard, 0, i);
+                        let last = l.directory(shard, level.buckets - 1, i);
+                        assert!(level.buckets.is_power_of_two());
+                        parts.push((first, last + window));
+                    }
                     let at = l.sub_region(shard);
-                    assert!(l.directory(shard, u64::MAX) < directory + directory_len);
-                    assert!(
-                        l.directory(shard, l.buckets - 1) + DIRECTORY_WINDOW * DIRECTORY_WAYS * 8
-                            <= directory + directory_len
-                    );
                     parts.push((l.mark(shard), l.mark(shard) + 8));
-                    parts.push((directory, directory + directory_len));
                     parts.push((l.header(shard, 0), l.header(shard, last) + header::LEN));
                     let end = l.payload(shard, last, 1) + l.stride;
                     parts.push((l.payload(shard, 0, 0), end));

@@ -5,6 +5,8 @@
 //! Servers and the personality use [`cache::Cache`]; only a node's ccache protection domain runs
 //! the protocol itself.
 
+#![forbid(unsafe_code)]
+
 pub mod cache;
 pub mod local;
 pub mod name;

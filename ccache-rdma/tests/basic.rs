@@ -142,3 +142,49 @@ fn a_grab_holds_others_off() {
         assert!(c.run_until_quiet(STEPS * 10), "{}", c.describe());
     }
 }
+
+#[test]
+fn a_crowded_shard_is_found_through() {
+    // More names than the first levels of the directory hold, and slots used again.
+    let mut c = Cluster::new(3, 3);
+    assert!(c.run_until_quiet(STEPS));
+    let name = |i: usize| Name::new(INODE, Shard(0), i as u128 * 7);
+    let all: Vec<usize> = (0..6000).collect();
+    for batch in all.chunks(24) {
+        let mut t = Transaction::new();
+        for i in batch {
+            t = t.create(name(*i), i.to_le_bytes().to_vec());
+        }
+        transact(&mut c, 1, t).unwrap();
+    }
+    for i in all.iter().step_by(7) {
+        assert_eq!(get(&mut c, 2, name(*i)).1, i.to_le_bytes());
+        assert_eq!(get(&mut c, 2, name(*i + 100_000)).0, Version::ABSENT);
+    }
+    for i in all.iter().step_by(14) {
+        transact(&mut c, 2, Transaction::new().put(name(*i), Version(0), vec![1])).unwrap_err();
+        let v = get(&mut c, 1, name(*i)).0;
+        transact(&mut c, 1, Transaction::new().remove(name(*i), v)).unwrap();
+    }
+    for i in all.iter().step_by(7) {
+        let exists = i % 14 != 0;
+        assert_eq!(get(&mut c, 2, name(*i)).0.exists(), exists, "{i}");
+        if !exists {
+            transact(&mut c, 2, Transaction::new().set(name(*i), vec![2; 9])).unwrap();
+            assert_eq!(get(&mut c, 0, name(*i)).1, vec![2; 9]);
+        }
+    }
+    assert!(c.run_until_quiet(STEPS * 10), "{}", c.describe());
+    let id = c.ask(0, 1, Request::List { set: INODE, after: None }).unwrap();
+    let Ok(Reply::Names(names)) = c.run_for(0, id, STEPS) else { panic!() };
+    assert_eq!(names.len(), 256);
+    // The directory is made anew by another primary.
+    c.kill(0);
+    c.evict(0);
+    assert!(c.run_until_quiet(STEPS * 50), "{}", c.describe());
+    for i in all.iter().step_by(5) {
+        let data = if i % 14 == 0 { vec![2; 9] } else { i.to_le_bytes().to_vec() };
+        assert_eq!(get(&mut c, 2, name(*i)).1, data);
+        assert_eq!(get(&mut c, 1, name(*i)).1, data);
+    }
+}

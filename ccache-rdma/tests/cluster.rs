@@ -200,16 +200,18 @@ impl Run {
                     self.ask(i, write(t), 0, true);
                 }
             },
-            Work::Transfer(a, b, amount) => match read.as_slice() {
-                [] => self.get(i, a),
-                [_] => self.get(i, b),
-                [(_, va, da), (_, vb, db), ..] => {
-                    let t = Transaction::new()
-                        .put(a, *va, payload(number(a, da) - amount, a))
-                        .put(b, *vb, payload(number(b, db) + amount, b));
-                    self.ask(i, write(t), 0, true);
+            Work::Transfer(a, b, amount) => {
+                match read.as_slice() {
+                    [] => self.get(i, a),
+                    [_] => self.get(i, b),
+                    [(_, va, da), (_, vb, db), ..] => {
+                        let t = Transaction::new()
+                            .put(a, *va, payload(number(a, da) - amount, a))
+                            .put(b, *vb, payload(number(b, db) + amount, b));
+                        self.ask(i, write(t), 0, true);
+                    }
                 }
-            },
+            }
             Work::Sum => match accounts().get(read.len()) {
                 Some(n) => self.get(i, *n),
                 None => {
@@ -305,10 +307,8 @@ impl Run {
 
     fn poll_clients(&mut self) {
         for (node, id) in std::mem::take(&mut self.c.changed) {
-            let waiter = self
-                .clients
-                .iter()
-                .position(|c| c.node == node && c.queued_wait == Some(id));
+            let waiter =
+                self.clients.iter().position(|c| c.node == node && c.queued_wait == Some(id));
             if let Some(i) = waiter {
                 self.clients[i].queued_wait = None;
                 self.clients[i].asked = None;
@@ -330,9 +330,10 @@ impl Run {
     fn start_work(&mut self) {
         let i = self.random.below(self.clients.len());
         let client = &self.clients[i];
-        let live = self.c.at(client.node).is_some_and(|at| {
-            self.c.nodes[at].incarnation == client.incarnation
-        });
+        let live = self
+            .c
+            .at(client.node)
+            .is_some_and(|at| self.c.nodes[at].incarnation == client.incarnation);
         if client.work.is_some() || self.stopping || !live {
             return;
         }
@@ -358,8 +359,7 @@ impl Run {
     /// What a domain of a node would hit at this moment.
     fn hit(&mut self) {
         let at = self.random.below(self.c.nodes.len());
-        let all: Vec<Name> =
-            counters().into_iter().chain(accounts()).chain(flags()).collect();
+        let all: Vec<Name> = counters().into_iter().chain(accounts()).chain(flags()).collect();
         let name = all[self.random.below(all.len())];
         let node = &self.c.nodes[at];
         if !node.alive {
@@ -436,10 +436,7 @@ impl Run {
             self.step();
             let waits: Vec<_> =
                 self.clients.iter().filter_map(|c| Some((c.node, c.queued_wait?))).collect();
-            let busy = self
-                .clients
-                .iter()
-                .any(|c| c.work.is_some() && c.queued_wait.is_none());
+            let busy = self.clients.iter().any(|c| c.work.is_some() && c.queued_wait.is_none());
             if !busy {
                 for (node, id) in waits {
                     if let Some(at) = self.c.at(node) {
@@ -480,10 +477,8 @@ impl Run {
             assert_eq!(sum, START * accounts().len() as i64);
             for name in flags() {
                 let exists = i64::from(read(name).0.exists());
-                let (c, r) = (
-                    self.created.entry(name).or_default(),
-                    self.removed.entry(name).or_default(),
-                );
+                let (c, r) =
+                    (self.created.entry(name).or_default(), self.removed.entry(name).or_default());
                 let least = c.acked - r.acked - r.unknown;
                 let most = c.acked + c.unknown - r.acked;
                 assert!((least..=most).contains(&exists), "{name}: {exists}, {c:?}, {r:?}");

@@ -270,9 +270,8 @@ impl Publisher {
         let hash = hash(name);
         let bucket = published::bucket(hash);
         let free = |arena: &Arena| {
-            (0..published::WAYS).find(|way| {
-                arena.word(region, bucket + 8 * way).load(Ordering::Relaxed) == 0
-            })
+            (0..published::WAYS)
+                .find(|way| arena.word(region, bucket + 8 * way).load(Ordering::Relaxed) == 0)
         };
         let way = match free(&self.arena) {
             Some(way) => way,
@@ -371,10 +370,7 @@ mod tests {
             let name = Name::new(set.set.id, Shard((i % 7) as u16), i);
             let fact = Fact { version: i as u64 + 1, c0: 0, epoch: 0 };
             p.publish(set, name, fact, Payload::Copy { set, data: &i.to_le_bytes() });
-            assert_eq!(
-                lookup(name, &class, &control, || 0, &mut out),
-                Some(Version(i as u64 + 1))
-            );
+            assert_eq!(lookup(name, &class, &control, || 0, &mut out), Some(Version(i as u64 + 1)));
             assert_eq!(out, i.to_le_bytes());
         }
         assert!(p.len() <= set.copy_count as usize);

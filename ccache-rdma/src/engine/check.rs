@@ -25,7 +25,7 @@ impl Engine {
             r.slot = self.objects.get(&r.name).and_then(|o| o.slot);
             r.remembered = r.slot.is_some();
             if r.slot.is_none() {
-                let chain = vec![Engine::read_window(r.name, r.set)];
+                let chain = Engine::read_windows(r.name, r.set, false);
                 self.post(op, i as u16, primary, chain);
             }
         }
@@ -34,11 +34,22 @@ impl Engine {
 
     pub(super) fn reads_located(&mut self, op: &mut Op, w: &mut Write) -> Option<Flow> {
         for (part, result) in op.take() {
-            if let (Some(r), Part::Verbs(o)) = (w.reads.get_mut(usize::from(part)), result) {
-                r.candidates = candidates(r.name, r.set, as_bytes(o.first()));
-                r.slot = r.candidates.pop();
-                r.remembered = false;
+            let (Some(r), Part::Verbs(o)) = (w.reads.get_mut(usize::from(part)), result) else {
+                continue;
+            };
+            let (found, deeper) = candidates(r.name, r.set, &o);
+            r.candidates.extend(found);
+            r.remembered = false;
+            if let (true, Some(primary)) = (deeper, self.view.primary(r.name.shard())) {
+                let chain = Engine::read_windows(r.name, r.set, true);
+                self.post(op, part, primary, chain);
             }
+        }
+        if op.pending > 0 {
+            return Some(Flow::Waits);
+        }
+        for r in w.reads.iter_mut().filter(|r| r.slot.is_none()) {
+            r.slot = r.candidates.pop();
         }
         self.post_checks(op, w)
     }

@@ -54,8 +54,7 @@ impl Engine {
             let shard = item.name.shard();
             for peer in self.view.replicas(shard).all().iter() {
                 let slot = item.slot.unwrap_or(0);
-                let chain =
-                    Engine::write_half(item.set, shard, slot, item.version, &item.buffer);
+                let chain = Engine::write_half(item.set, shard, slot, item.version, &item.buffer);
                 chains[usize::from(peer)].extend(chain);
             }
         } else {
@@ -114,8 +113,7 @@ impl Engine {
             let shard = item.name.shard();
             for peer in self.view.replicas(shard).all().iter() {
                 let slot = item.slot.unwrap_or(0);
-                let chain =
-                    Engine::write_half(item.set, shard, slot, item.version, &item.buffer);
+                let chain = Engine::write_half(item.set, shard, slot, item.version, &item.buffer);
                 self.post(op, i as u16, peer, chain);
             }
         }

@@ -72,17 +72,25 @@ impl Get {
     }
 }
 
-/// The slots whose tag in a directory window is the name's.
-pub(crate) fn candidates(name: Name, set: &SetLayout, window: &[u8]) -> Vec<u32> {
+/// The slots whose tag in the directory windows read is the name's, and whether deeper levels are
+/// in use: then those must be read too, before anything is concluded.
+pub(crate) fn candidates(name: Name, set: &SetLayout, outcomes: &[Outcome]) -> (Vec<u32>, bool) {
     let tag = (layout::hash(name) >> 32) as u32;
-    window
-        .chunks_exact(8)
-        .filter_map(|w| {
+    let mut found = Vec::new();
+    let mut deeper = false;
+    for outcome in outcomes {
+        let bytes = as_bytes(Some(outcome));
+        if bytes.len() == 8 {
+            deeper |= bytes != [0; 8];
+            continue;
+        }
+        found.extend(bytes.chunks_exact(8).filter_map(|w| {
             let w = u64::from_le_bytes(w.try_into().ok()?);
             let slot = (w as u32).checked_sub(1)?;
             ((w >> 32) as u32 == tag && slot < set.slots()).then_some(slot)
-        })
-        .collect()
+        }));
+    }
+    (found, deeper)
 }
 
 /// The first outcome as a word, whether read or fetched.
@@ -103,11 +111,21 @@ pub(crate) fn as_bytes(outcome: Option<&Outcome>) -> &[u8] {
 }
 
 impl Engine {
-    /// The READ of a name's directory window.
-    pub(crate) fn read_window(name: Name, set: &SetLayout) -> Verb {
-        let offset = set.directory(name.shard(), layout::hash(name));
+    /// The READs of a name's window in the directory's first level and of the word that says
+    /// whether there is more; or of the windows in all deeper levels.
+    pub(crate) fn read_windows(name: Name, set: &SetLayout, deep: bool) -> Vec<Verb> {
         let len = (layout::DIRECTORY_WINDOW * layout::DIRECTORY_WAYS * 8) as u32;
-        Verb::Read { at: Address { region: set.region(), offset }, len }
+        let read = |offset, len| Verb::Read { at: Address { region: set.region(), offset }, len };
+        let window = |level| read(set.directory(name.shard(), layout::hash(name), level), len);
+        if deep {
+            return (1..set.levels()).map(window).collect();
+        }
+        let mut chain = vec![window(0)];
+        if set.levels() > 1 {
+            // After the window: an entry that stood deeper before that was read is not missed.
+            chain.push(read(set.levels_in_use(name.shard()), 8));
+        }
+        chain
     }
 
     /// The READ of a slot's word, then of its header.
@@ -207,14 +225,21 @@ impl Engine {
                         g.stage = Stage::Post;
                     } else {
                         g.stage = Stage::Locating;
-                        let chain = vec![Engine::read_window(g.name, g.set)];
+                        let chain = Engine::read_windows(g.name, g.set, false);
+                        g.candidates.clear();
                         self.post(op, 0, primary, chain);
                         return Flow::Waits;
                     }
                 }
                 Stage::Locating => {
                     let outcomes = op.take_one();
-                    g.candidates = candidates(g.name, g.set, as_bytes(outcomes.first()));
+                    let (found, deeper) = candidates(g.name, g.set, &outcomes);
+                    g.candidates.extend(found);
+                    if let (true, Some(primary)) = (deeper, self.view.primary(g.name.shard())) {
+                        let chain = Engine::read_windows(g.name, g.set, true);
+                        self.post(op, 0, primary, chain);
+                        return Flow::Waits;
+                    }
                     g.remembered = false;
                     match g.candidates.pop() {
                         Some(slot) => g.slot = slot,
@@ -242,10 +267,7 @@ impl Engine {
                     chain.push(heads);
                     if !self.replica_of(g.name) && g.set.set.capacity <= READ_BOTH {
                         let offset = g.set.payload(g.name.shard(), g.slot, 0);
-                        chain.push(Verb::Read {
-                            at: g.at(offset),
-                            len: 2 * g.set.stride as u32,
-                        });
+                        chain.push(Verb::Read { at: g.at(offset), len: 2 * g.set.stride as u32 });
                     }
                     self.post(op, 0, primary, chain);
                     g.stage = Stage::Reading;

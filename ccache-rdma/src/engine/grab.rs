@@ -59,10 +59,7 @@ impl Grabbing {
         }
     }
     fn word_at(&self) -> Address {
-        Address {
-            region: self.set.region(),
-            offset: self.set.header(self.name.shard(), self.slot),
-        }
+        Address { region: self.set.region(), offset: self.set.header(self.name.shard(), self.slot) }
     }
 }
 
@@ -132,7 +129,8 @@ impl Engine {
                         None if primary == me => return self.nothing_to_grab(op, g),
                         None => {
                             g.stage = Stage::Locating;
-                            let chain = vec![Engine::read_window(g.name, g.set)];
+                            let chain = Engine::read_windows(g.name, g.set, false);
+                            g.candidates.clear();
                             self.post(op, 0, primary, chain);
                             return Flow::Waits;
                         }
@@ -140,7 +138,13 @@ impl Engine {
                 }
                 Stage::Locating => {
                     let outcomes = op.take_one();
-                    g.candidates = candidates(g.name, g.set, as_bytes(outcomes.first()));
+                    let (found, deeper) = candidates(g.name, g.set, &outcomes);
+                    g.candidates.extend(found);
+                    if let (true, Some(primary)) = (deeper, primary) {
+                        let chain = Engine::read_windows(g.name, g.set, true);
+                        self.post(op, 0, primary, chain);
+                        return Flow::Waits;
+                    }
                     match g.candidates.pop() {
                         Some(slot) => g.slot = slot,
                         None => return self.nothing_to_grab(op, g),
@@ -179,8 +183,7 @@ impl Engine {
                     g.word = word;
                     g.stage = Stage::Taking;
                     let at = g.word_at();
-                    let take =
-                        Verb::CompareSwap { at, expect: word.0, new: word.grabbed(me).0 };
+                    let take = Verb::CompareSwap { at, expect: word.0, new: word.grabbed(me).0 };
                     let [_, header] = Engine::read_word_and_header(g.name, g.set, g.slot);
                     self.post(op, 0, primary, vec![take, header]);
                     return Flow::Waits;
@@ -201,9 +204,7 @@ impl Engine {
                             None => continue,
                         }
                     }
-                    let head = header
-                        .current(g.word)
-                        .filter(|h| h.name == g.name && !h.tombstone);
+                    let head = header.current(g.word).filter(|h| h.name == g.name && !h.tombstone);
                     let (Some(head), Some(primary)) = (head, primary) else {
                         self.drop_grab(g.name, g.slot, g.set);
                         g.held = false;

@@ -5,9 +5,9 @@
 //! the primary's CPU: a writer that comes with an old name sees another one bound (or none) once it
 //! holds the word, and goes back. Unbinding takes the word first, so no writer stands in between.
 
+use super::Engine;
 use super::get::as_word;
 use super::message::{Message, Ticket};
-use super::Engine;
 use super::op::{Caller, Flow, Kind, Op, Part};
 use crate::cache::CacheError;
 use crate::fabric::{Address, Outcome, Verb};
@@ -162,10 +162,7 @@ impl Engine {
                 if !slots.marking {
                     slots.marking = true;
                     let mark = (slots.mark + MARK_STRIDE.max(slots.mark / 4)).min(set.slots());
-                    self.spawn(
-                        Caller::Own,
-                        Kind::Mark(Mark { set, shard, mark, posted: false }),
-                    );
+                    self.spawn(Caller::Own, Kind::Mark(Mark { set, shard, mark, posted: false }));
                 }
                 return Ok(None);
             }
@@ -183,13 +180,25 @@ impl Engine {
 
     /// Binds a name to a slot, in header, directory and index; `false` when the directory's window
     /// is full.
-    pub(crate) fn bind(&mut self, name: Name, set: &'static SetLayout, slot: u32, floor: u64) -> bool {
+    pub(crate) fn bind(
+        &mut self,
+        name: Name,
+        set: &'static SetLayout,
+        slot: u32,
+        floor: u64,
+    ) -> bool {
         let hash = layout::hash(name);
-        let window = set.directory(name.shard(), hash);
         let region = set.region();
-        let free = (0..DIRECTORY_WINDOW * DIRECTORY_WAYS)
-            .map(|i| self.arena.word(region, window + 8 * i))
-            .find(|w| w.load(Ordering::Relaxed) == 0);
+        let levels = self.arena.word(region, set.levels_in_use(name.shard()));
+        let free = (0..set.levels()).find_map(|level| {
+            let window = set.directory(name.shard(), hash, level);
+            let free = (0..DIRECTORY_WINDOW * DIRECTORY_WAYS)
+                .map(|i| self.arena.word(region, window + 8 * i))
+                .find(|w| w.load(Ordering::Relaxed) == 0)?;
+            // Before the entry is there, readers know that they must look here too.
+            levels.fetch_max(level as u64, Ordering::SeqCst);
+            Some(free)
+        });
         let Some(entry) = free else { return false };
         let at = set.header(name.shard(), slot);
         self.arena.word(region, at + header::FLOOR).store(floor, Ordering::Release);
@@ -209,12 +218,16 @@ impl Engine {
         self.arena.word(region, at + header::NAME).store(0, Ordering::Release);
         self.arena.word(region, at + header::NAME + 8).store(0, Ordering::Release);
         let hash = layout::hash(name);
-        let window = set.directory(name.shard(), hash);
-        for i in 0..DIRECTORY_WINDOW * DIRECTORY_WAYS {
-            let w = self.arena.word(region, window + 8 * i);
-            let v = w.load(Ordering::Relaxed);
-            if v >> 32 == hash >> 32 && v as u32 == slot + 1 {
-                w.store(0, Ordering::SeqCst);
+        let levels = self.arena.word(region, set.levels_in_use(name.shard()));
+        let used = levels.load(Ordering::Relaxed) as usize;
+        for level in 0..=used.min(set.levels() - 1) {
+            let window = set.directory(name.shard(), hash, level);
+            for i in 0..DIRECTORY_WINDOW * DIRECTORY_WAYS {
+                let w = self.arena.word(region, window + 8 * i);
+                let v = w.load(Ordering::Relaxed);
+                if v >> 32 == hash >> 32 && v as u32 == slot + 1 {
+                    w.store(0, Ordering::SeqCst);
+                }
             }
         }
         if self.primary.index.remove(&name).is_some() {
@@ -308,8 +321,7 @@ impl Engine {
                     }
                     f.word = seen;
                     f.stage = FreeStage::Taking;
-                    let take =
-                        Verb::CompareSwap { at, expect: seen.0, new: seen.taken(me).0 };
+                    let take = Verb::CompareSwap { at, expect: seen.0, new: seen.taken(me).0 };
                     self.post(op, 0, me, vec![take, heads.clone()]);
                     return Flow::Waits;
                 }
@@ -339,10 +351,7 @@ impl Engine {
                             o.guess = None;
                         }
                     }
-                    self.post_unwaited(
-                        me,
-                        vec![Verb::FetchAdd { at, add: Word::drop_taken(me) }],
-                    );
+                    self.post_unwaited(me, vec![Verb::FetchAdd { at, add: Word::drop_taken(me) }]);
                     return Flow::Done;
                 }
             }

@@ -152,13 +152,7 @@ impl Engine {
                             continue;
                         };
                         let buffer = half::buffer(&head, &data);
-                        chains.extend(Engine::write_half(
-                            set,
-                            shard,
-                            *slot,
-                            head.version,
-                            &buffer,
-                        ));
+                        chains.extend(Engine::write_half(set, shard, *slot, head.version, &buffer));
                     }
                     if !chains.is_empty() {
                         for peer in targets.iter() {
@@ -204,11 +198,7 @@ impl Engine {
                 }
                 let at = Address { region: set.region(), offset: set.mark(shard) };
                 chain.push(Verb::WriteWord { at, word: u64::from(mark) });
-                r.stretches.push_back(Stretch {
-                    set,
-                    shard,
-                    left: (0..mark).rev().collect(),
-                });
+                r.stretches.push_back(Stretch { set, shard, left: (0..mark).rev().collect() });
             }
             if r.stretches.is_empty() {
                 self.copied(r, shard);

@@ -350,4 +350,3 @@ impl Engine {
         self.change.as_ref().is_some_and(|c| c.affected.contains(shard.0))
     }
 }
-

@@ -174,7 +174,12 @@ impl Engine {
         out
     }
 
-    fn replay(&mut self, op: &mut Op, left: &mut VecDeque<redo::Entry>, looking: &mut bool) -> Flow {
+    fn replay(
+        &mut self,
+        op: &mut Op,
+        left: &mut VecDeque<redo::Entry>,
+        looking: &mut bool,
+    ) -> Flow {
         while let Some(e) = left.front() {
             let name = e.head.name;
             let Some(set) = layout::set(name.set()) else {
@@ -320,9 +325,8 @@ impl Engine {
                 word.store(0, std::sync::atomic::Ordering::Release);
             }
         }
-        let born = head.filter(|h| {
-            !h.tombstone && h.name.set() == set.set.id && h.name.shard() == shard
-        });
+        let born =
+            head.filter(|h| !h.tombstone && h.name.set() == set.set.id && h.name.shard() == shard);
         match born {
             Some(h) if self.primary.slot(h.name).is_none() => {
                 if !self.bind(h.name, set, slot, 0) {
@@ -451,8 +455,7 @@ impl Engine {
                     let buffer = half::buffer(&head, data);
                     debug_assert!(buffer.len() >= HEAD);
                     for peer in self.view.replicas(shard).all().iter() {
-                        let chain =
-                            Engine::write_half(set, shard, slot, head.version, &buffer);
+                        let chain = Engine::write_half(set, shard, slot, head.version, &buffer);
                         self.post(op, u16::from(peer), peer, chain);
                     }
                     f.stage = RepairStage::Writing;

@@ -283,7 +283,7 @@ impl Engine {
             if item.slot.is_some() {
                 item.guess = known.and_then(|o| o.guess);
             } else if primary != self.config.node {
-                let chain = vec![Engine::read_window(item.name, item.set)];
+                let chain = Engine::read_windows(item.name, item.set, false);
                 self.post(op, i as u16, primary, chain);
             }
         }
@@ -292,11 +292,22 @@ impl Engine {
 
     fn located(&mut self, op: &mut Op, w: &mut Write) -> Option<Flow> {
         for (part, result) in op.take() {
-            if let (Some(item), Part::Verbs(o)) = (w.items.get_mut(usize::from(part)), result) {
-                item.candidates = candidates(item.name, item.set, as_bytes(o.first()));
-                item.slot = item.candidates.pop();
-                item.found = Found::Window;
+            let (Some(item), Part::Verbs(o)) = (w.items.get_mut(usize::from(part)), result) else {
+                continue;
+            };
+            let (found, deeper) = candidates(item.name, item.set, &o);
+            item.candidates.extend(found);
+            item.found = Found::Window;
+            if let (true, Some(primary)) = (deeper, self.view.primary(item.name.shard())) {
+                let chain = Engine::read_windows(item.name, item.set, true);
+                self.post(op, part, primary, chain);
             }
+        }
+        if op.pending > 0 {
+            return Some(Flow::Waits);
+        }
+        for item in w.items.iter_mut().filter(|i| i.slot.is_none()) {
+            item.slot = item.candidates.pop();
         }
         self.get_slots(op, w)
     }

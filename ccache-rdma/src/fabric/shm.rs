@@ -72,7 +72,9 @@ impl ShmFabric {
         self.own.set_control(mailbox, 0);
         self.own.set_control(mailbox + 64, 0);
         self.own.set_control(control::busy(peer), 0);
-        self.own.word(RegionId::Control, control::gate(peer)).store(key(incarnation), Ordering::SeqCst);
+        self.own
+            .word(RegionId::Control, control::gate(peer))
+            .store(key(incarnation), Ordering::SeqCst);
     }
 
     /// From now on verbs to `peer` act in its `arena`.
@@ -111,7 +113,12 @@ impl ShmFabric {
     }
 
     /// Rule 33: one piece in a peer's arena.
-    fn through<R>(&self, arena: &Arena, gated: bool, act: impl FnOnce() -> R) -> Result<R, FabricError> {
+    fn through<R>(
+        &self,
+        arena: &Arena,
+        gated: bool,
+        act: impl FnOnce() -> R,
+    ) -> Result<R, FabricError> {
         if !gated {
             return Ok(act());
         }

@@ -490,7 +490,8 @@ impl Cluster {
     }
 
     pub fn describe(&self) -> String {
-        let mut out = format!("now {} views {} epoch {}\n", self.now, self.views.len(), self.view().epoch);
+        let mut out =
+            format!("now {} views {} epoch {}\n", self.now, self.views.len(), self.view().epoch);
         for n in &self.nodes {
             out += &format!(
                 "node {} inc {} alive {} views {} settled {} ops {} lease {} posted {:?} inbox {:?} deadline {:?} wanted {:?}\n",
@@ -542,7 +543,8 @@ fn cut(verb: Verb) -> (Verb, Option<Verb>) {
         Verb::Write { at, data, from, len } if len > PIECE => {
             let mut next = at;
             next.offset += u64::from(PIECE);
-            let rest = Verb::Write { at: next, data: data.clone(), from: from + PIECE, len: len - PIECE };
+            let rest =
+                Verb::Write { at: next, data: data.clone(), from: from + PIECE, len: len - PIECE };
             (Verb::Write { at, data, from, len: PIECE }, Some(rest))
         }
         // A head or record head may be cut off in the middle too.
