@@ -49,6 +49,10 @@ impl RegionId {
             RegionId::Control => "arena-control".into(),
         }
     }
+    /// Whether the region is empty (none is).
+    pub fn is_empty(self) -> bool {
+        false
+    }
     /// Length in bytes.
     pub fn len(self) -> u64 {
         match self {

@@ -42,7 +42,7 @@ impl Arena {
     /// misaligned gives the region's first word, which nothing depends on.
     pub fn word(&self, id: RegionId, offset: u64) -> &AtomicU64 {
         let words = self.region(id).words();
-        debug_assert!(offset % 8 == 0 && offset / 8 < words.len() as u64);
+        debug_assert!(offset.is_multiple_of(8) && offset / 8 < words.len() as u64);
         words.get((offset / 8) as usize).unwrap_or(&words[0])
     }
 

@@ -303,10 +303,8 @@ impl Engine {
         let header = Header::decode(as_bytes(outcomes.get(1)));
         if header.bound != g.name {
             // Another's slot by now, or one whose tag is the same by chance.
-            if g.remembered {
-                if let Some(o) = self.objects.get_mut(&g.name) {
-                    o.slot = None;
-                }
+            if let (true, Some(o)) = (g.remembered, self.objects.get_mut(&g.name)) {
+                o.slot = None;
             }
             g.relocations += 1;
             g.registered = false;
@@ -400,13 +398,12 @@ impl Engine {
         {
             // The chain failed: whether it was added is not known; `ub` keeps the count.
             self.ub_lost(g.key());
-        } else if matches!(g.stage, Stage::Reading) {
-            if let Some((_, Part::Verbs(outcomes))) = op.results.first()
-                && let Some(word) = as_word(outcomes.first())
-            {
-                let own = word.count(self.config.node) + u8::from(g.added);
-                self.ub_seen(g.key(), own, g.added);
-            }
+        } else if matches!(g.stage, Stage::Reading)
+            && let Some((_, Part::Verbs(outcomes))) = op.results.first()
+            && let Some(word) = as_word(outcomes.first())
+        {
+            let own = word.count(self.config.node) + u8::from(g.added);
+            self.ub_seen(g.key(), own, g.added);
         }
         if !matches!(g.stage, Stage::Queued) {
             g.stage = Stage::Start;

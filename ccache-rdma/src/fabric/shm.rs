@@ -212,7 +212,10 @@ impl ShmFabric {
             let mut message = None;
             let mut next = tail;
             // Only what a well-behaved sender can have written is read; else the ring is skipped.
-            if tail.wrapping_sub(head) <= control::MAILBOX_RING && head % 8 == 0 && tail % 8 == 0 {
+            if tail.wrapping_sub(head) <= control::MAILBOX_RING
+                && head.is_multiple_of(8)
+                && tail.is_multiple_of(8)
+            {
                 let len = self.own.control(ring + head % control::MAILBOX_RING) as usize;
                 let step = 8 + len.div_ceil(8) as u64 * 8;
                 if len <= control::MAX_MESSAGE && step <= tail.wrapping_sub(head) {

@@ -548,7 +548,7 @@ fn cut(verb: Verb) -> (Verb, Option<Verb>) {
             (Verb::Write { at, data, from, len: PIECE }, Some(rest))
         }
         // A head or record head may be cut off in the middle too.
-        Verb::Write { at, data, from, len } if len == 48 => {
+        Verb::Write { at, data, from, len: 48 } => {
             let mut next = at;
             next.offset += 16;
             let rest = Verb::Write { at: next, data: data.clone(), from: from + 16, len: 32 };
