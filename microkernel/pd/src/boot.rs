@@ -71,6 +71,12 @@ impl Boot {
     /// Reads the boot message from descriptor 3, maps what it names and starts the listener thread.
     /// Call it once, first of all, in a process that the kernel made.
     pub fn from_kernel() -> Result<Boot, BootError> {
+        // One heap for all threads: to give memory back from a second one, glibc first reads a file
+        // below /proc, which is the death of a domain in its sandbox.
+        // SAFETY: mallopt takes two numbers; no thread has been made yet that could allocate.
+        unsafe {
+            libc::mallopt(libc::M_ARENA_MAX, 1);
+        }
         // SAFETY: the kernel starts a domain with its socket as descriptor 3, and nothing else in
         // this process owns that number; a wrong descriptor only fails to receive.
         let fd = unsafe { OwnedFd::from_raw_fd(KERNEL_FD) };
