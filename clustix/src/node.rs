@@ -189,7 +189,8 @@ pub fn pd(args: &PdProcess) -> Result<ExitCode> {
         .with_writer(std::io::stderr)
         .with_ansi(false)
         .without_time()
-        .with_max_level(tracing::Level::INFO)
+        // Raft tells of every vote and heartbeat otherwise.
+        .with_env_filter("info,openraft=error")
         .init();
     let boot = Boot::from_kernel().with_context(|| {
         format!("`clustix pd {role}` is started by a node's kernel, not by hand")

@@ -309,7 +309,7 @@ impl Raw {
             tcgetattr(std::io::stdin()).context("could not read this terminal's settings")?;
         let mut raw = before.clone();
         raw.make_raw();
-        tcsetattr(std::io::stdin(), OptionalActions::Flush, &raw)
+        tcsetattr(std::io::stdin(), OptionalActions::Now, &raw)
             .context("could not put this terminal in raw mode")?;
         Ok(Raw(before))
     }
