@@ -111,7 +111,7 @@ pub enum Request {
     },
     /// [`Reply::Status`].
     Status,
-    /// [`Reply::Programs`].
+    /// [`Reply::Programs`]: those whose primary is this node.
     Ps,
     /// A signal to a process (or, negative, a group).
     Kill {
@@ -141,7 +141,7 @@ pub enum Request {
         /// Absolute path.
         path: Vec<u8>,
     },
-    /// Ends all programs of the cluster: TERM, then KILL. [`Reply::Programs`] lists them.
+    /// Ends the programs whose primary is this node: TERM, then KILL. [`Reply::Programs`] lists them.
     EndPrograms {
         /// Between the two signals.
         grace_ms: u32,

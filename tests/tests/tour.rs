@@ -26,8 +26,8 @@ fn the_tour() -> Result<()> {
     t.expect("x42y")?;
     t.type_in("test -t 0 && echo on a term''inal\n")?;
     t.expect("on a terminal")?;
-    t.type_in("sleep 100\n")?;
-    t.expect("sleep 100")?;
+    t.type_in("sh -c 'echo run''ning; exec sleep 100'\n")?;
+    t.expect("running")?;
     t.type_in("\x03")?;
     t.type_in("echo status=$?\n")?;
     t.expect("status=130")?;
@@ -120,7 +120,7 @@ fn interrupted_and_killed_at_each_step() -> Result<()> {
     for round in 0..rounds {
         for signal in [Signal::INT, Signal::TERM, Signal::KILL] {
             // `up`: cleans up after itself; killed outright, the next command does.
-            let up = Program::start(c.command(["up", "--nodes", "2"]), b"")?;
+            let up = Program::start(c.command(["up", "--nodes", "3"]), b"")?;
             std::thread::sleep(Duration::from_millis(random.below(800)));
             let signalled = up.signal(signal).is_ok();
             let out = up.end()?;
@@ -134,7 +134,7 @@ fn interrupted_and_killed_at_each_step() -> Result<()> {
                 leftover::only_what_down_keeps(c.state())?;
             }
             if out.status != 0 {
-                c.cli(["up", "--nodes", "2"])?.ok()?;
+                c.cli(["up", "--nodes", "3"])?.ok()?;
             }
             c.install_busybox()?;
             c.sh(None, &format!("echo round-{round} > /a"))?.ok()?;
@@ -150,7 +150,7 @@ fn interrupted_and_killed_at_each_step() -> Result<()> {
                 let _ = running.signal(signal);
                 running.end()?;
             }
-            // Whatever became of node 1: both are wanted again.
+            // Whatever became of node 1: it is wanted again.
             let nodes = c.json(["nodes"])?;
             if nodes[1]["state"] == "down" {
                 c.cli(["start-node", "1"])?.ok()?;
@@ -163,7 +163,7 @@ fn interrupted_and_killed_at_each_step() -> Result<()> {
             c.cli(["down"])?.ok()?;
             leftover::none_but(&before)?;
             leftover::only_what_down_keeps(c.state())?;
-            c.cli(["up", "--nodes", "2"])?.ok()?;
+            c.cli(["up", "--nodes", "3"])?.ok()?;
             let a = c.cli(["run", "--", "cat", "/a"])?.ok()?;
             ensure!(first_word(&a) == format!("round-{round}"), "{a:?}");
             c.cli(["down"])?.ok()?;

@@ -126,12 +126,31 @@ fn keep(
         None => Ok(()),
     };
     let grace_ms = GRACE.as_millis() as u32;
-    for reply in any(folder, &slots, &Request::EndPrograms { grace_ms })? {
-        if let Reply::Programs(programs) = reply {
-            ended.programs.extend(programs);
+    // Twice: a program may have been started while the first round went from node to node.
+    for _ in 0..2 {
+        let rounds: Vec<Result<Vec<Reply>>> = std::thread::scope(|scope| {
+            let nodes: Vec<_> = slots
+                .iter()
+                .map(|slot| {
+                    scope.spawn(|| any(folder, &[*slot], &Request::EndPrograms { grace_ms }))
+                })
+                .collect();
+            nodes
+                .into_iter()
+                .map(|n| n.join().unwrap_or_else(|_| Err(anyhow!("a thread of this command ended"))))
+                .collect()
+        });
+        for replies in rounds {
+            for reply in replies? {
+                if let Reply::Programs(programs) = reply {
+                    ended.programs.extend(programs);
+                }
+            }
         }
+        ended.programs.sort_by_key(|p| p.pid);
+        ended.programs.dedup_by_key(|p| p.pid);
+        stop_here()?;
     }
-    stop_here()?;
     for slot in &slots {
         Connection::open(folder, *slot, Request::Freeze)?.all()?;
     }

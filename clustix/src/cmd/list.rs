@@ -183,14 +183,16 @@ pub fn programs_json(programs: &[Program]) -> Value {
 /// # Errors
 /// The cluster is not up.
 pub fn ps(folder: &Folder, json: bool) -> Result<ExitCode> {
-    let (_, replies) = ask(folder, None, &Request::Ps)?;
     let mut programs: Vec<Program> = Vec::new();
-    for reply in replies {
-        if let Reply::Programs(p) = reply {
-            programs.extend(p);
+    for (_, replies) in ask_all(folder, None, &Request::Ps)? {
+        for reply in replies {
+            if let Reply::Programs(p) = reply {
+                programs.extend(p);
+            }
         }
     }
     programs.sort_by_key(|p| p.pid);
+    programs.dedup_by_key(|p| p.pid);
     if json {
         print_json(&programs_json(&programs))?;
         return Ok(ExitCode::SUCCESS);
@@ -355,11 +357,15 @@ fn prometheus(found: &[(u8, Metric)]) -> String {
             last.clone_from(&family);
         }
         let more = m.name[family.len()..].trim_start_matches('{').trim_end_matches('}');
-        let comma = if more.is_empty() { "" } else { "," };
-        text.push_str(&format!(
-            "{family}{{node=\"{node}\",pd=\"{}\"{comma}{more}}} {}\n",
-            m.pd, m.value
-        ));
+        // A counter of the kernel's about a domain names that domain itself.
+        let mut labels = vec![format!("node=\"{node}\"")];
+        if !more.contains("pd=") {
+            labels.push(format!("pd=\"{}\"", m.pd));
+        }
+        if !more.is_empty() {
+            labels.push(more.to_owned());
+        }
+        text.push_str(&format!("{family}{{{}}} {}\n", labels.join(","), m.value));
     }
     text
 }

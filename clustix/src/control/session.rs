@@ -164,29 +164,28 @@ fn shown(p: &Process) -> Program {
     }
 }
 
-/// All processes of the cluster, but for PID 1, which is no program.
+/// The processes whose primary is here, but for PID 1, which is no program. All nodes together have
+/// all.
 async fn programs(node: &Node) -> Result<Vec<Program>, Failure> {
     let mut found = Vec::new();
-    // A node lists those whose primary it is; every object can be read from here. Children lead to
-    // all: whatever runs descends from PID 1.
-    let mut from = vec![1];
-    while let Some(pid) = from.pop() {
-        let (process, _) =
-            clustix_proto::object::load::<_, Process>(&node.cache, name::process(pid))
+    let mut after = None;
+    loop {
+        let page = node
+            .cache
+            .list(set::PROCESS, after)
+            .await
+            .map_err(|e| errno("could not list processes", e.into()))?;
+        let Some((last, _)) = page.last() else { break };
+        after = Some(*last);
+        for (object, _) in page {
+            let (process, _) = clustix_proto::object::load::<_, Process>(&node.cache, object)
                 .await
-                .map_err(|e| errno(format!("could not read process {pid}"), e))?;
-        // It may have ended since its parent was read.
-        let Some(process) = process else { continue };
-        from.extend(process.children.iter().filter(|c| **c != pid && **c != 1));
-        if pid != 1 {
-            found.push(shown(&process));
-        }
-        if found.len() > 65_536 {
-            return Err(failed("the process tree has no end"));
+                .map_err(|e| errno(format!("could not read {object}"), e))?;
+            // It may have ended since it was listed.
+            found.extend(process.filter(|p| p.pid != 1).map(|p| shown(&p)));
         }
     }
     found.sort_by_key(|p| p.pid);
-    found.dedup_by_key(|p| p.pid);
     Ok(found)
 }
 
@@ -205,7 +204,7 @@ async fn kill(node: &Node, number: u8, target: i64) -> Result<(), Failure> {
     signal(node, target, number).await.map_err(|e| errno(what, e))
 }
 
-/// TERM to all, KILL to those that are left after the grace; returns who was running.
+/// TERM to all that [`programs`] lists, KILL to those left after the grace; returns who was running.
 async fn end_programs(node: &Node, grace_ms: u32) -> Result<Vec<Program>, Failure> {
     let running = |list: Vec<Program>| -> Vec<Program> {
         list.into_iter().filter(|p| p.state != 'Z').collect()
