@@ -1,15 +1,53 @@
 //! What this node is primary of, for listings, dumps and status.
+//!
+//! A write is acknowledged before its end has activated it (rule 11), so a page that meets a slot
+//! in writing waits for the end: what was acknowledged before the question is in the answer.
 
 use super::Engine;
-use crate::cache::Version;
+use super::op::{Flow, Op};
+use crate::cache::{CacheError, Version};
+use crate::half::Head;
 use crate::layout::{self, header};
 use crate::name::{Name, Shard};
-use crate::request::{DUMP_BYTES, Dumped, NodeStatus, ObjectInfo, PAGE};
+use crate::request::{DUMP_BYTES, Dumped, NodeStatus, ObjectInfo, PAGE, Reply};
 use crate::word::Word;
 use std::ops::Bound;
 use std::sync::atomic::Ordering;
 
+/// How often a page is gathered again because of writes in progress; then those count as not done.
+const TRIES: u32 = 24;
+
+/// Which page is asked for.
+#[derive(Clone, Copy)]
+pub(crate) enum Page {
+    Names { set: u16, after: Option<Name> },
+    Objects { set: Option<u16>, after: Option<Name> },
+    Dump { everything: bool, after: Option<Name> },
+}
+
 impl Engine {
+    pub(crate) fn step_page(&mut self, op: &mut Op, page: Page) -> Flow {
+        if !self.serving() {
+            self.reply(op, Err(CacheError::NoQuorum));
+            return Flow::Done;
+        }
+        let mut writing = false;
+        let reply = match page {
+            Page::Names { set, after } => Reply::Names(self.list(set, after, &mut writing)),
+            Page::Objects { set, after } => {
+                Reply::Objects(self.objects_page(set, after, &mut writing))
+            }
+            Page::Dump { everything, after } => {
+                Reply::Dumped(self.dump_page(after, everything, &mut writing))
+            }
+        };
+        if writing && op.polls < TRIES {
+            return self.back_off(op);
+        }
+        self.reply(op, Ok(reply));
+        Flow::Done
+    }
+
     /// Bound names after `after`, of one set or of all.
     fn names(&self, set: Option<u16>, after: Option<Name>) -> impl Iterator<Item = (Name, u32)> {
         let first = Name::new(set.unwrap_or(0), Shard(0), 0);
@@ -24,25 +62,31 @@ impl Engine {
         to.into_iter().flat_map(|range| self.primary.range(range))
     }
 
-    /// Version and length of an object that exists; a write in progress counts as not done.
-    fn existing(&self, name: Name, slot: u32) -> Option<(Word, crate::half::Head)> {
+    /// Word and head of an object that exists; `writing` is set if a write of it is in progress.
+    fn existing(&self, name: Name, slot: u32, writing: &mut bool) -> Option<(Word, Head)> {
         let set = layout::set(name.set())?;
         let at = set.header(name.shard(), slot) + header::WORD;
         let word = Word(self.arena.word(set.region(), at).load(Ordering::Acquire));
+        *writing |= word.writing();
         let head = self.own_header(name, set, slot).current(word)?;
         (head.name == name && !head.tombstone).then_some((word, head))
     }
 
-    pub(crate) fn list(&self, set: u16, after: Option<Name>) -> Vec<(Name, Version)> {
+    fn list(&self, set: u16, after: Option<Name>, writing: &mut bool) -> Vec<(Name, Version)> {
         self.names(Some(set), after)
-            .filter_map(|(n, slot)| Some((n, Version(self.existing(n, slot)?.1.version))))
+            .filter_map(|(n, slot)| Some((n, Version(self.existing(n, slot, writing)?.1.version))))
             .take(PAGE)
             .collect()
     }
 
-    pub(crate) fn objects_page(&self, set: Option<u16>, after: Option<Name>) -> Vec<ObjectInfo> {
-        let info = |(name, slot)| {
-            let (word, head) = self.existing(name, slot)?;
+    fn objects_page(
+        &self,
+        set: Option<u16>,
+        after: Option<Name>,
+        writing: &mut bool,
+    ) -> Vec<ObjectInfo> {
+        let info = |(name, slot): (Name, u32)| {
+            let (word, head) = self.existing(name, slot, writing)?;
             let replicas = self.view.replicas(name.shard());
             Some(ObjectInfo {
                 name,
@@ -56,16 +100,18 @@ impl Engine {
         self.names(set, after).filter_map(info).take(PAGE).collect()
     }
 
-    pub(crate) fn dump_page(&self, after: Option<Name>, everything: bool) -> Vec<Dumped> {
+    fn dump_page(&self, after: Option<Name>, everything: bool, writing: &mut bool) -> Vec<Dumped> {
         let mut bytes = 0;
         let mut page = Vec::new();
         for (name, slot) in self.names(None, after) {
             let wanted = |l: &&layout::SetLayout| everything || l.set.snapshot;
             let Some(set) = layout::set(name.set()).filter(wanted) else { continue };
-            let Some((_, head)) = self.existing(name, slot) else { continue };
-            // A payload that is being replaced a second time meanwhile is left to a later dump:
-            // `down` has stopped all writers before it asks.
-            let Some(data) = self.own_payload(name, set, slot, &head) else { continue };
+            let Some((_, head)) = self.existing(name, slot, writing) else { continue };
+            let Some(data) = self.own_payload(name, set, slot, &head) else {
+                // It is being replaced a second time meanwhile.
+                *writing = true;
+                continue;
+            };
             if bytes + data.len() > DUMP_BYTES && !page.is_empty() {
                 break;
             }

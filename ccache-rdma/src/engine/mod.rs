@@ -410,17 +410,10 @@ impl Engine {
                 return;
             }
             Request::Restore(objects) => Ok(Kind::Restore(restore::Restore::new(objects))),
-            Request::List { set, after } => {
-                let names = self.list(set, after);
-                return self.answer_primary(id, Reply::Names(names));
-            }
-            Request::Objects { set, after } => {
-                let page = self.objects_page(set, after);
-                return self.answer_primary(id, Reply::Objects(page));
-            }
+            Request::List { set, after } => Ok(Kind::Page(list::Page::Names { set, after })),
+            Request::Objects { set, after } => Ok(Kind::Page(list::Page::Objects { set, after })),
             Request::Dump { after, everything } => {
-                let page = self.dump_page(after, everything);
-                return self.answer_primary(id, Reply::Dumped(page));
+                Ok(Kind::Page(list::Page::Dump { everything, after }))
             }
             Request::Status => {
                 let reply = Ok(Reply::Status(Box::new(self.status())));
@@ -445,18 +438,6 @@ impl Engine {
     /// has a lease or is in the middle of a change of view that may give it one.
     fn known_outside(&self) -> bool {
         self.view.member(self.config.node).is_some() && (self.frozen || self.lease_valid())
-    }
-
-    /// Answers from the primary's own tables, if they can be trusted now.
-    fn answer_primary(&mut self, id: RequestId, reply: Reply) {
-        let reply = if self.frozen {
-            Err(CacheError::Busy)
-        } else if self.serving() {
-            Ok(reply)
-        } else {
-            Err(CacheError::NoQuorum)
-        };
-        self.out.push(Action::Reply { id, reply });
     }
 
     fn message(&mut self, from: u8, bytes: Vec<u8>) {

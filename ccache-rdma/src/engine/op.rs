@@ -2,6 +2,7 @@
 
 use super::get::{Get, PATIENCE};
 use super::grab::Grabbing;
+use super::list::Page;
 use super::message::Ticket;
 use super::primary::{Free, Mark};
 use super::rebuild::Rebuild;
@@ -77,6 +78,7 @@ pub(crate) enum Kind {
     Write(Write),
     Wait(Wait),
     Restore(Restore),
+    Page(Page),
     Mark(Mark),
     Free(Free),
     Rebuild(Rebuild),
@@ -311,6 +313,7 @@ impl Engine {
             Kind::Write(k) => self.step_write(op, k),
             Kind::Wait(k) => self.step_wait(op, k),
             Kind::Restore(k) => self.step_restore(op, k),
+            Kind::Page(k) => self.step_page(op, *k),
             Kind::Mark(k) => self.step_mark(op, k),
             Kind::Free(k) => self.step_free(op, k),
             Kind::Rebuild(k) => self.step_rebuild(op, k),
@@ -341,7 +344,7 @@ impl Engine {
                 Kind::Write(k) => self.resume_write(&mut op, k),
                 Kind::Wait(k) => self.resume_wait(&mut op, k),
                 // Its inner writes go on themselves.
-                Kind::Restore(_) => true,
+                Kind::Restore(_) | Kind::Page(_) => true,
                 Kind::Free(k) => {
                     self.abandon_free(&mut op, k);
                     false
