@@ -147,7 +147,13 @@ impl Engine {
         }
         // Every node holds about as many copies as its own shards have.
         let copies = self.view.wanted().max(1) as u64;
-        if (self.primary.used_bytes + charge(set)) * copies > self.config.budget_bytes {
+        // File contents leave an eighth to everything else: on a full node programs still start,
+        // say what is wrong through their pipes, and remove files.
+        let budget = match set.set.id {
+            crate::set::PAGE => self.config.budget_bytes - self.config.budget_bytes / 8,
+            _ => self.config.budget_bytes,
+        };
+        if (self.primary.used_bytes + charge(set)) * copies > budget {
             return Err(CacheError::NoSpace);
         }
         let slots = self.primary.slots.entry((shard.0, set.set.id)).or_default();
