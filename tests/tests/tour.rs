@@ -85,7 +85,7 @@ fn pipes_status_and_signals_are_a_local_commands() -> Result<()> {
     ensure!((out.status, out.text().as_str()) == (5, "caught\n"), "{out:?}");
 
     // A killed `run`: the program gets SIGHUP.
-    let run = Program::start(c.sh_command(None, "trap 'echo > /hup; exit' HUP; echo > /ready2; while :; do sleep 1; done"), b"")?;
+    let run = Program::start(c.sh_command(None, "exec > /dev/null 2>&1; trap 'echo > /hup; exit' HUP; echo > /ready2; while :; do sleep 1; done"), b"")?;
     wait_for(&c, "test -e /ready2")?;
     run.signal(Signal::KILL)?;
     run.end()?;
@@ -121,7 +121,7 @@ fn interrupted_and_killed_at_each_step() -> Result<()> {
         for signal in [Signal::INT, Signal::TERM, Signal::KILL] {
             // `up`: cleans up after itself; killed outright, the next command does.
             let up = Program::start(c.command(["up", "--nodes", "3"]), b"")?;
-            std::thread::sleep(Duration::from_millis(random.below(800)));
+            std::thread::sleep(Duration::from_millis(random.below(400)));
             let signalled = up.signal(signal).is_ok();
             let out = up.end()?;
             hit += usize::from(signalled && out.status != 0);
@@ -146,7 +146,7 @@ fn interrupted_and_killed_at_each_step() -> Result<()> {
                 &["start-node", "1"],
             ] {
                 let running = Program::start(c.command(step), b"")?;
-                std::thread::sleep(Duration::from_millis(random.below(300)));
+                std::thread::sleep(Duration::from_millis(random.below(100)));
                 let _ = running.signal(signal);
                 running.end()?;
             }
@@ -157,7 +157,7 @@ fn interrupted_and_killed_at_each_step() -> Result<()> {
             }
             // `down`: the next one finishes it, and nothing is lost on the way.
             let down = Program::start(c.command(["down"]), b"")?;
-            std::thread::sleep(Duration::from_millis(random.below(500)));
+            std::thread::sleep(Duration::from_millis(random.below(150)));
             let _ = down.signal(signal);
             hit += usize::from(down.end()?.status != 0);
             c.cli(["down"])?.ok()?;

@@ -17,6 +17,8 @@ use std::time::{Duration, Instant, SystemTime};
 const GRACE: Duration = Duration::from_secs(5);
 /// Longest that the nodes may take to end after they were asked to.
 const END: Duration = Duration::from_secs(10);
+/// Longest that a cluster may take to recover from a loss before it is given up.
+const SETTLE: Duration = Duration::from_secs(10);
 /// How often a dump is begun anew because the cluster's view changed under it.
 const ATTEMPTS: usize = 5;
 
@@ -178,17 +180,25 @@ fn keep(
     bail!("nodes keep coming and going")
 }
 
-/// The status that a serving node gives.
+/// The status that a serving node gives; a cluster that recovers from a loss is waited for.
 fn status(folder: &Folder, slots: &[u8]) -> Result<Status> {
-    for reply in any(folder, slots, &Request::Status)? {
-        if let Reply::Status(s) = reply {
-            if !s.serving {
-                bail!("node {} is not part of the cluster's majority", s.node);
+    let until = Instant::now() + SETTLE;
+    loop {
+        for slot in slots {
+            let Ok(replies) = any(folder, &[*slot], &Request::Status) else { continue };
+            let found = replies.into_iter().find_map(|r| match r {
+                Reply::Status(s) if s.serving => Some(s),
+                _ => None,
+            });
+            if let Some(status) = found {
+                return Ok(status);
             }
-            return Ok(s);
         }
+        if Instant::now() > until {
+            bail!("the nodes that run are no majority of the cluster: none serves");
+        }
+        std::thread::sleep(Duration::from_millis(5));
     }
-    bail!("no node told its status")
 }
 
 /// Asks the nodes in turn until one answers. (The cluster is not `running` here.)
