@@ -53,9 +53,18 @@ pub struct State {
     /// Per shard, the epoch at which its primary changed or a copy began: what was copied in an
     /// earlier view does not count.
     since: Vec<u64>,
+    /// Per slot, the highest incarnation that was ever a member: one that was evicted never comes
+    /// back.
+    highest: Vec<u64>,
 }
 
 impl State {
+    /// Whether this incarnation was never a member, nor a later one of its slot.
+    pub fn is_new(&self, m: &Member) -> bool {
+        usize::from(m.slot) < MAX_NODES
+            && self.highest.get(usize::from(m.slot)).is_none_or(|h| m.incarnation > *h)
+    }
+
     /// Applies a command.
     pub fn apply(&mut self, command: &Command) -> Applied {
         let v = &self.view;
@@ -67,9 +76,7 @@ impl State {
                 .member(*slot)
                 .is_some_and(|m| m.incarnation == *incarnation && v.members.len() > 1)
                 .then(|| v.without(*slot)),
-            Command::Join(m)
-                if v.epoch > 0 && usize::from(m.slot) < MAX_NODES && v.member(m.slot).is_none() =>
-            {
+            Command::Join(m) if v.epoch > 0 && self.is_new(m) && v.member(m.slot).is_none() => {
                 Some(v.with(m))
             }
             Command::Rebuilt { slot, epoch, shards: numbers } => {
@@ -92,6 +99,12 @@ impl State {
                     || !now.rebuilding.minus(before.rebuilding).is_empty()
                 {
                     *since = next.epoch;
+                }
+            }
+            self.highest.resize(MAX_NODES, 0);
+            for m in &next.members {
+                if let Some(h) = self.highest.get_mut(usize::from(m.slot)) {
+                    *h = (*h).max(m.incarnation);
                 }
             }
             self.view = next;
@@ -123,6 +136,8 @@ mod tests {
         assert!(!s.apply(&Command::Join(member(99, 2))).changed, "no such slot");
         assert!(s.apply(&Command::Evict { slot: 1, incarnation: 1 }).changed);
         assert!(!s.apply(&Command::Evict { slot: 1, incarnation: 1 }).changed);
+        assert!(!s.apply(&Command::Join(member(1, 1))).changed, "it was evicted");
+        assert!(s.apply(&Command::Join(member(1, 2))).changed);
     }
 
     #[test]

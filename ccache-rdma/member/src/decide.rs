@@ -1,8 +1,8 @@
 //! What the leader does next, as a pure function of what it knows.
 
-use crate::command::Command;
+use crate::command::{Command, State};
 use crate::{node_of, raft_id};
-use clustix_ccache::view::{Member, View};
+use clustix_ccache::view::Member;
 use std::collections::{BTreeMap, BTreeSet};
 
 /// A report of suspicions older than this no longer counts, ns: whoever suspects repeats itself.
@@ -34,8 +34,8 @@ pub struct Situation {
     pub leading_since: u64,
     /// Length of a lease, ns.
     pub lease: u64,
-    /// The latest view.
-    pub view: View,
+    /// The latest state.
+    pub state: State,
     /// Voters' raft ids.
     pub voters: BTreeSet<u64>,
     /// All raft ids that get the log.
@@ -99,7 +99,7 @@ impl std::fmt::Display for Step {
 impl Situation {
     /// The next step, if there is one.
     pub fn decide(&self) -> Option<Step> {
-        if self.view.epoch == 0 {
+        if self.state.view.epoch == 0 {
             return self.first();
         }
         self.evict().or_else(|| self.shrink()).or_else(|| self.join()).or_else(|| self.record())
@@ -122,12 +122,12 @@ impl Situation {
     /// A member is evicted when more than half of the others suspect it, or the leader has for two
     /// leases; and only if those whom nobody suspects can commit that.
     fn evict(&self) -> Option<Step> {
-        let others = |slot: u8| self.view.members.iter().filter(move |m| m.slot != slot);
+        let others = |slot: u8| self.state.view.members.iter().filter(move |m| m.slot != slot);
         let doubted = |m: &Member| {
             others(m.slot)
                 .any(|o| self.suspects(raft_id(o.slot, o.incarnation), m.slot, m.incarnation))
         };
-        for m in &self.view.members {
+        for m in &self.state.view.members {
             let against = others(m.slot)
                 .filter(|o| self.suspects(raft_id(o.slot, o.incarnation), m.slot, m.incarnation))
                 .count();
@@ -157,17 +157,18 @@ impl Situation {
 
     fn in_view(&self, id: u64) -> bool {
         let (slot, incarnation) = node_of(id);
-        self.view.member(slot).is_some_and(|m| m.incarnation == incarnation)
+        self.state.view.member(slot).is_some_and(|m| m.incarnation == incarnation)
     }
 
     fn fresh_joins(&self) -> impl Iterator<Item = &Member> {
-        self.joins.iter().filter(|(_, at)| self.now.saturating_sub(*at) < JOIN_AGE).map(|(m, _)| m)
+        let fresh = |at: u64| self.now.saturating_sub(at) < JOIN_AGE;
+        self.joins.iter().filter(move |(m, at)| fresh(*at) && self.state.is_new(m)).map(|(m, _)| m)
     }
 
     fn joining(&self, id: u64) -> bool {
         let (slot, incarnation) = node_of(id);
         self.fresh_joins().any(|m| m.slot == slot && m.incarnation == incarnation)
-            && self.view.member(slot).is_none_or(|m| m.incarnation < incarnation)
+            && self.state.view.member(slot).is_none_or(|m| m.incarnation < incarnation)
     }
 
     /// Voters shrink with the view.
@@ -187,7 +188,7 @@ impl Situation {
     fn join(&self) -> Option<Step> {
         for m in self.fresh_joins() {
             let id = raft_id(m.slot, m.incarnation);
-            if self.in_view(id) || self.view.member(m.slot).is_some() {
+            if self.in_view(id) || self.state.view.member(m.slot).is_some() {
                 continue;
             }
             if self.voters.contains(&id) {
@@ -208,7 +209,7 @@ impl Situation {
     fn record(&self) -> Option<Step> {
         let ((slot, epoch), shards) = self.rebuilt.iter().find(|((slot, _), shards)| {
             shards.iter().any(|s| {
-                let r = self.view.shards.get(usize::from(*s));
+                let r = self.state.view.shards.get(usize::from(*s));
                 r.is_some_and(|r| r.rebuilding.contains(*slot))
             })
         })?;
@@ -230,11 +231,13 @@ mod tests {
     fn three() -> Situation {
         let members: Vec<Member> = (0..3).map(|s| member(s, 1)).collect();
         let ids: BTreeSet<u64> = [16, 17, 18].into();
+        let mut state = State::default();
+        state.apply(&Command::First(members));
         Situation {
             now: 10_000 * MS,
             me: 16,
             lease: 250 * MS,
-            view: View::first(&members),
+            state,
             voters: ids.clone(),
             nodes: ids,
             last: 100,
@@ -269,7 +272,7 @@ mod tests {
         s.own = [((1, 1), 0), ((2, 1), 0)].into();
         assert_eq!(s.decide(), None);
         let mut two = three();
-        two.view = two.view.without(2);
+        two.state.apply(&Command::Evict { slot: 2, incarnation: 1 });
         two.voters.remove(&18);
         two.nodes.remove(&18);
         report(&mut two, 16, &[(1, 1)]);
@@ -279,12 +282,14 @@ mod tests {
     #[test]
     fn voters_shrink_and_grow_with_the_view() {
         let mut s = three();
-        s.view = s.view.without(1);
+        s.state.apply(&Command::Evict { slot: 1, incarnation: 1 });
         assert_eq!(s.decide(), Some(Step::SetVoters([16, 18].into())));
         s.voters.remove(&17);
         assert_eq!(s.decide(), Some(Step::RemoveLearners([17].into())));
         s.nodes.remove(&17);
         assert_eq!(s.decide(), None);
+        s.joins.push((member(1, 1), s.now));
+        assert_eq!(s.decide(), None, "the evicted one's wish is no more than a memory");
         s.joins.push((member(1, 2), s.now));
         assert_eq!(s.decide(), Some(Step::AddLearner(33)));
         s.nodes.insert(33);
@@ -296,7 +301,7 @@ mod tests {
         let mut gave_up = s.clone();
         gave_up.now += JOIN_AGE;
         assert_eq!(gave_up.decide(), Some(Step::SetVoters([16, 18].into())));
-        s.view = s.view.with(&member(1, 2));
+        s.state.apply(&Command::Join(member(1, 2)));
         assert_eq!(s.decide(), None);
     }
 
@@ -311,7 +316,7 @@ mod tests {
     #[test]
     fn the_first_view_waits_for_all_and_in_the_end_for_most() {
         let mut s = three();
-        s.view = View::default();
+        s.state = State::default();
         s.leading_since = s.now;
         s.ready = [(16, member(0, 1)), (17, member(1, 1))].into();
         assert_eq!(s.decide(), None);

@@ -458,7 +458,7 @@ impl Governor {
         }
         if leads {
             let since = *self.leading_since.get_or_insert(now);
-            self.lead(now, since, view);
+            self.lead(now, since);
         } else {
             self.leading_since = None;
             self.rebuilt.clear();
@@ -528,7 +528,7 @@ impl Governor {
         });
     }
 
-    fn lead(&mut self, now: u64, leading_since: u64, view: View) {
+    fn lead(&mut self, now: u64, leading_since: u64) {
         if self.step.as_ref().is_some_and(|s| !s.is_finished()) {
             return;
         }
@@ -541,7 +541,7 @@ impl Governor {
                 me: self.config.id(),
                 leading_since,
                 lease: self.config.timing.lease_ns,
-                view,
+                state: self.state.borrow().clone(),
                 voters: m.membership_config.voter_ids().collect(),
                 nodes: m.membership_config.nodes().map(|(id, _)| *id).collect(),
                 matched: matched.filter_map(|(id, at)| Some((*id, at.as_ref()?.index))).collect(),

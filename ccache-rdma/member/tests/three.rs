@@ -243,6 +243,18 @@ fn a_cluster_grows_from_one_node() {
             v.member(2).is_some_and(|m| m.incarnation == 8)
         });
     }
+    // It dies while its wish to join is still remembered: that must not bring it back.
+    nodes[2].kill();
+    for k in [0, 1, 3] {
+        nodes[k].suspect(2, 8);
+    }
+    for k in [0, 1, 3] {
+        nodes[k].view("view without it", |v| v.member(2).is_none());
+    }
+    std::thread::sleep(Duration::from_millis(500));
+    for k in [0, 1, 3] {
+        assert!(nodes[k].views.try_recv().is_err(), "the dead came back");
+    }
     for n in &mut nodes {
         n.kill();
     }
