@@ -103,8 +103,8 @@ impl Engine {
             w.stage = Stage::Applied;
             return None;
         }
-        self.reply(op, Ok(Reply::Done));
-        // Rule 21: now the halves.
+        // Rule 21: now the halves. The answer waits for them, so that whoever gets it hits what it
+        // wrote: entries of several objects are published only when their halves stand.
         for i in 0..w.items.len() {
             let item = &w.items[i];
             if item.settled {
@@ -147,10 +147,13 @@ impl Engine {
         let me = self.config.node;
         let several = w.items.len() > 1;
         let mut removals = false;
-        for i in 0..w.items.len() {
-            if several {
-                self.publish_written(&w.items[i]);
+        if several {
+            for item in &w.items {
+                self.publish_written(item);
             }
+            self.reply(op, Ok(Reply::Done));
+        }
+        for i in 0..w.items.len() {
             let item = &w.items[i];
             let (Some(taken), Some(primary)) = (item.taken, self.view.primary(item.name.shard()))
             else {
