@@ -6,55 +6,63 @@ use std::fs;
 use std::path::{Path, PathBuf};
 use std::time::{Duration, Instant};
 
-/// Processes that belong to the clusters of a state folder: kernels by their command line, everything
-/// below them, and what was below them and lost its parent (a stub or a domain maps memory whose names
-/// say so).
-pub fn processes(state: &Path) -> Vec<(u32, String)> {
-    let mut found = Vec::new();
-    for entry in fs::read_dir("/proc").into_iter().flatten().flatten() {
-        let Some(pid) = entry.file_name().to_str().and_then(|n| n.parse::<u32>().ok()) else {
-            continue;
-        };
-        let command = fs::read(entry.path().join("cmdline")).unwrap_or_default();
-        let words: Vec<String> =
-            command.split(|b| *b == 0).map(|w| String::from_utf8_lossy(w).into_owned()).collect();
-        let kernel = words.iter().any(|w| Path::new(w).starts_with(state));
-        if kernel && words.get(1).is_some_and(|w| w == "node") {
-            found.push((pid, words.join(" ")));
-        }
-    }
-    found
-}
-
-/// Every process whose executable is a stub, or `clustix` running a domain: of all clusters of this
-/// machine.
-pub fn domains_and_stubs() -> BTreeSet<(u32, String)> {
+/// Processes of the clusters below `state`: kernels, domains and stubs. A domain or stub whose kernel has
+/// died counts whosever it was: nobody else will.
+pub fn processes(state: &Path) -> BTreeSet<(u32, String)> {
     let mut found = BTreeSet::new();
     for entry in fs::read_dir("/proc").into_iter().flatten().flatten() {
         let Some(pid) = entry.file_name().to_str().and_then(|n| n.parse::<u32>().ok()) else {
             continue;
         };
         let exe = fs::read_link(entry.path().join("exe")).unwrap_or_default();
-        let command = fs::read(entry.path().join("cmdline")).unwrap_or_default();
-        let second = command.split(|b| *b == 0).nth(1).unwrap_or_default();
         let exe = exe.to_string_lossy().into_owned();
+        let words = command_line(pid);
+        let second = words.get(1).map_or("", String::as_str);
         let stub = exe.starts_with("/memfd:") && exe.contains("stub");
-        let domain = exe.contains("/clustix") && (second == b"pd" || second == b"node");
-        if stub || domain {
-            found.insert((pid, exe));
+        let domain = words.first().is_some_and(|w| w.contains("cl") || w.contains("exe")) && second == "pd";
+        let ours = if second == "node" {
+            of_state(&words) == Some(state.to_owned())
+        } else if stub || domain {
+            // Every process of a node is in the session that its kernel leads.
+            let kernel = session(pid).map(command_line).as_deref().and_then(of_state);
+            kernel.is_none_or(|k| k == state)
+        } else {
+            false
+        };
+        if ours {
+            found.insert((pid, format!("{exe} {second}")));
         }
     }
     found
 }
 
-/// Waits until no process but those of `before` is left, at most a second.
+fn command_line(pid: u32) -> Vec<String> {
+    let bytes = fs::read(format!("/proc/{pid}/cmdline")).unwrap_or_default();
+    bytes.split(|b| *b == 0).map(|w| String::from_utf8_lossy(w).into_owned()).collect()
+}
+
+/// The folder in which the state folder of `clustix node … --state FOLDER …` is.
+fn of_state(words: &[String]) -> Option<PathBuf> {
+    if words.get(1).map(String::as_str) != Some("node") {
+        return None;
+    }
+    let at = words.iter().position(|w| w == "--state")?;
+    Path::new(words.get(at + 1)?).parent().map(Path::to_owned)
+}
+
+fn session(pid: u32) -> Option<u32> {
+    let stat = fs::read_to_string(format!("/proc/{pid}/stat")).ok()?;
+    stat.get(stat.rfind(')')? + 2..)?.split(' ').nth(3)?.parse().ok()
+}
+
+/// Waits until no process of the clusters below `state` is left, at most a second.
 ///
 /// # Errors
 /// Some are; says which.
-pub fn none_but(before: &BTreeSet<(u32, String)>) -> Result<()> {
+pub fn none(state: &Path) -> Result<()> {
     let until = Instant::now() + Duration::from_secs(1);
     loop {
-        let left: Vec<_> = domains_and_stubs().difference(before).cloned().collect();
+        let left = processes(state);
         if left.is_empty() {
             return Ok(());
         }

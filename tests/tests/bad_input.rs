@@ -46,13 +46,12 @@ fn wrong_command_lines() -> Result<()> {
 
 #[test]
 fn up_twice_and_two_clusters_of_one_name() -> Result<()> {
-    let before = leftover::domains_and_stubs();
     let c = Cluster::up(1)?;
     c.sh(None, "echo mine > /a")?.ok()?;
-    let running = leftover::domains_and_stubs();
+    let running = leftover::processes(c.state());
     fails(&c.cli(["up", "--nodes", "1"])?, 1, &["is up already", "clustix down"])?;
     fails(&c.cli(["up", "--nodes", "3", "--fresh"])?, 1, &["is up already"])?;
-    ensure!(leftover::domains_and_stubs().is_subset(&running), "the second `up` left something");
+    ensure!(leftover::processes(c.state()).is_subset(&running), "the second `up` left something");
     ensure!(c.sh(None, "cat /a")?.ok()?.text() == "mine\n");
     // Another name is another cluster.
     c.cli(["up", "--nodes", "1", "--name", "other"])?.ok()?;
@@ -60,7 +59,7 @@ fn up_twice_and_two_clusters_of_one_name() -> Result<()> {
     c.cli(["down", "--name", "other"])?.ok()?;
     ensure!(c.sh(None, "cat /a")?.ok()?.text() == "mine\n");
     c.cli(["down"])?.ok()?;
-    leftover::none_but(&before)
+    leftover::none(c.state())
 }
 
 #[test]

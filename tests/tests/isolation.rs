@@ -97,7 +97,7 @@ fn a_programs_process_holds_its_own_memory_and_two_channels() -> Result<()> {
         ensure!(Instant::now() < until, "the program does not run");
     }
     let mut stubs = 0;
-    for (pid, exe) in clustix_tests::leftover::domains_and_stubs() {
+    for (pid, exe) in clustix_tests::leftover::processes(c.state()) {
         if !exe.starts_with("/memfd:") {
             continue;
         }

@@ -13,7 +13,6 @@ fn first_word(out: &clustix_tests::Output) -> String {
 
 #[test]
 fn the_tour() -> Result<()> {
-    let before = leftover::domains_and_stubs();
     let shared = leftover::shared_places();
     let c = Cluster::new()?;
     c.cli(["up", "--nodes", "3"])?.ok()?;
@@ -55,13 +54,13 @@ fn the_tour() -> Result<()> {
     ensure!(shown, "{pid} in {ps}");
     let down = c.cli(["down"])?.ok()?;
     ensure!(down.text().contains(&format!("ended: {pid} sleep 1000")), "{}", down.text());
-    leftover::none_but(&before)?;
+    leftover::none(c.state())?;
     leftover::only_what_down_keeps(c.state())?;
 
     c.cli(["up", "--nodes", "3"])?.ok()?;
     ensure!(first_word(&c.cli(["run", "--", "cat", "/a"])?.ok()?) == "hi");
     c.cli(["down"])?.ok()?;
-    leftover::none_but(&before)?;
+    leftover::none(c.state())?;
     leftover::only_what_down_keeps(c.state())?;
     ensure!(leftover::shared_places() == shared, "something is left in /dev/shm");
     Ok(())
@@ -114,7 +113,6 @@ fn wait_for(c: &Cluster, test: &str) -> Result<()> {
 fn interrupted_and_killed_at_each_step() -> Result<()> {
     let mut random = Random::seeded("interrupted");
     let rounds = if std::env::var_os("CLUSTIX_TEST_ALL").is_some() { 10 } else { 2 };
-    let before = leftover::domains_and_stubs();
     let c = Cluster::new()?;
     let mut hit = 0;
     for round in 0..rounds {
@@ -126,11 +124,11 @@ fn interrupted_and_killed_at_each_step() -> Result<()> {
             let out = up.end()?;
             hit += usize::from(signalled && out.status != 0);
             if signal != Signal::KILL && out.status != 0 {
-                leftover::none_but(&before)?;
+                leftover::none(c.state())?;
             }
             if round % 2 == 0 && out.status != 0 {
                 c.cli(["down"])?.ok()?;
-                leftover::none_but(&before)?;
+                leftover::none(c.state())?;
                 leftover::only_what_down_keeps(c.state())?;
             }
             if out.status != 0 {
@@ -161,7 +159,7 @@ fn interrupted_and_killed_at_each_step() -> Result<()> {
             let _ = down.signal(signal);
             hit += usize::from(down.end()?.status != 0);
             c.cli(["down"])?.ok()?;
-            leftover::none_but(&before)?;
+            leftover::none(c.state())?;
             leftover::only_what_down_keeps(c.state())?;
             c.cli(["up", "--nodes", "3"])?.ok()?;
             let a = c.cli(["run", "--", "cat", "/a"])?.ok()?;
@@ -170,5 +168,5 @@ fn interrupted_and_killed_at_each_step() -> Result<()> {
         }
     }
     println!("interrupted: {hit} commands were cut short, {} rounds", rounds * 3);
-    leftover::none_but(&before)
+    leftover::none(c.state())
 }
