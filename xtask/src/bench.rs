@@ -137,5 +137,17 @@ pub fn run() -> Result<()> {
             println!("    {name:24} {:9.2} µs   ratio {:8.2}", reference / 1000.0, ns / reference);
         }
     }
-    cluster.down()
+    cluster.down()?;
+    println!(
+        "the cluster-cache at its own interface, shm fabric, no rings and wake-ups, medians in ns"
+    );
+    setup::cargo(&[
+        "run",
+        "--release",
+        "--quiet",
+        "--package",
+        "clustix-ccache",
+        "--example",
+        "cost",
+    ])
 }
