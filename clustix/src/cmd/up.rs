@@ -53,6 +53,12 @@ pub fn up(folder: &Folder, args: &Up) -> Result<ExitCode> {
     let restored = match served {
         Ok(restored) => restored,
         Err(e) => {
+            // The logs go with the nodes: what they say last is all there is to learn from.
+            if !format!("{e:#}").contains("its log ends") && interrupts.caught().is_none() {
+                for slot in 0..args.nodes {
+                    eprintln!("node {slot}{}", launch::tail(folder, slot));
+                }
+            }
             drop(nodes);
             cluster.phase = Phase::Stopped;
             folder.save(&cluster)?;
