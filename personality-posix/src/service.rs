@@ -21,6 +21,9 @@ use std::sync::Arc;
 /// The personality's protection domain; returns only when it cannot start.
 pub fn main(boot: Boot) -> Result<(), BootError> {
     host::facts();
+    // A worker's panic costs one process (thread.rs); a backtrace would need files, which the sandbox
+    // does not have.
+    std::panic::set_hook(Box::new(|info| eprintln!("posix: a fault of the personality: {info}")));
     let services = Remote::new(&boot)?;
     boot.enter_sandbox()?;
     let node = Node::new(services);

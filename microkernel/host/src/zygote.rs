@@ -47,12 +47,9 @@ pub(crate) fn start(image: &OwnedFd) -> std::io::Result<(Process, OwnedFd)> {
     match unsafe { libc::fork() } {
         -1 => Err(std::io::Error::last_os_error()),
         0 => {
-            let code = match run(theirs, image, parent) {
-                Ok(()) => 0,
-                Err(_) => 71,
-            };
-            // SAFETY: ends the child without running the parent's destructors.
-            unsafe { libc::_exit(code) }
+            // However it ends, nothing of it stays; the parent's destructors do not run.
+            let _ = run(theirs, image, parent);
+            end()
         }
         pid => Ok((Process::of_child(pid as u32)?, ours)),
     }
@@ -62,7 +59,9 @@ fn run(socket: OwnedFd, image: &OwnedFd, parent: u32) -> std::io::Result<()> {
     // SAFETY: numbers only.
     unsafe {
         libc::setpgid(0, 0);
-        libc::prctl(libc::PR_SET_PDEATHSIG, libc::SIGKILL);
+        // Not SIGKILL: what a hostile app forked behind everybody's back has no parent-death signal,
+        // and goes only with the group (`end`).
+        libc::prctl(libc::PR_SET_PDEATHSIG, libc::SIGTERM);
         libc::prctl(libc::PR_SET_NAME, c"clustix-zygote".as_ptr());
         if libc::getppid() as u32 != parent {
             return Ok(());
@@ -83,7 +82,7 @@ fn run(socket: OwnedFd, image: &OwnedFd, parent: u32) -> std::io::Result<()> {
     }
     signals::close_from(5);
     signals::unblock_all();
-    let children = signals::descriptor(&[libc::SIGCHLD])?;
+    let children = signals::descriptor(&[libc::SIGCHLD, libc::SIGTERM])?;
     let mut bytes = Vec::new();
     loop {
         let mut fds = [
@@ -94,10 +93,14 @@ fn run(socket: OwnedFd, image: &OwnedFd, parent: u32) -> std::io::Result<()> {
             Ok(_) | Err(rustix::io::Errno::INTR) => {}
             Err(e) => return Err(e.into()),
         }
-        while signals::take(&children).is_some() {}
+        while let Some(signal) = signals::take(&children) {
+            if signal == libc::SIGTERM {
+                end();
+            }
+        }
         reap(&socket)?;
         match socket::receive(socket.as_fd(), &mut bytes, true) {
-            Ok(None) => return Ok(()),
+            Ok(None) => end(),
             Ok(Some(received)) => {
                 let Ok(order) = postcard::from_bytes(&bytes) else { continue };
                 obey(&socket, &image, order, received.descriptors)?;
@@ -105,6 +108,17 @@ fn run(socket: OwnedFd, image: &OwnedFd, parent: u32) -> std::io::Result<()> {
             Err(e) if e.kind() == std::io::ErrorKind::WouldBlock => {}
             Err(e) => return Err(e),
         }
+    }
+}
+
+/// The kernel is gone: ends this process and every descendant. Stubs cannot leave the group.
+fn end() -> ! {
+    // SAFETY: numbers only; the group is killed only if it is this process's own.
+    unsafe {
+        if libc::getpgrp() == libc::getpid() {
+            libc::kill(0, libc::SIGKILL);
+        }
+        libc::_exit(71)
     }
 }
 
