@@ -341,6 +341,7 @@ impl Service {
         loop {
             while let Some(action) = self.actions.pop_front() {
                 worked = true;
+                self.renew_in_time();
                 self.carry_out(action);
             }
             self.flush();
@@ -489,9 +490,7 @@ impl Service {
 
     fn timers(&mut self) {
         let now = exec::now_ns();
-        if now >= self.lease.next() {
-            self.renew(now);
-        }
+        self.renew_in_time();
         let valid = self.lease.valid(now);
         if self.had_lease && !valid {
             eprintln!("ccache: the lease of node {} has run out", self.parts.slot);
@@ -507,6 +506,15 @@ impl Service {
         if now >= self.sweep_at {
             self.sweep_at = now + SWEEP;
             self.sweep(now);
+        }
+    }
+
+    /// Between two of many actions: a rebuild or a takeover may keep this node busy for longer than
+    /// a lease, and must not look like its death.
+    fn renew_in_time(&mut self) {
+        let now = exec::now_ns();
+        if now >= self.lease.next() {
+            self.renew(now);
         }
     }
 
