@@ -286,7 +286,8 @@ pub fn restore(nodes: &Nodes<'_>, path: &std::path::Path, interrupts: &Interrupt
     }
     // What the new cluster made by itself before (its own /dev, say) would be left without a name.
     for started in &nodes.started {
-        let mut list = Connection::open(nodes.folder, started.slot, Request::Objects { set: None })?;
+        let mut list =
+            Connection::open(nodes.folder, started.slot, Request::Objects { set: None })?;
         while let Some(reply) = list.next(Some(PATIENCE))? {
             let Reply::Objects(page) = reply else {
                 bail!("node {} gave an unexpected answer", started.slot)

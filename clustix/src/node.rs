@@ -95,16 +95,15 @@ pub fn node(name: &str, args: &NodeProcess) -> Result<ExitCode> {
         Ok(socket.into())
     };
     let descriptors = HashMap::from(
-        [("control", "control.sock"), ("ccache", "fabric.sock"), ("member", "member.sock")].map(
-            |(role, file)| {
+        [("control", "control.sock"), ("ccache", "fabric.sock"), ("member", "member.sock")]
+            .map(|(role, file)| {
                 let name = file.trim_end_matches(".sock").to_owned();
                 bind(file).map(|fd| (role.to_owned(), vec![(name, fd)]))
-            },
-        )
-        .into_iter()
-        .collect::<Result<Vec<_>>>()?
-        .into_iter()
-        .collect::<HashMap<_, _>>(),
+            })
+            .into_iter()
+            .collect::<Result<Vec<_>>>()?
+            .into_iter()
+            .collect::<HashMap<_, _>>(),
     );
     let config = Config {
         node: args.slot,
@@ -120,7 +119,10 @@ pub fn node(name: &str, args: &NodeProcess) -> Result<ExitCode> {
         trace_sandbox: true,
     };
     let mut ready = std::io::stdout().lock();
-    ready.write_all(READY).and_then(|()| ready.flush()).context("whoever started this went away")?;
+    ready
+        .write_all(READY)
+        .and_then(|()| ready.flush())
+        .context("whoever started this went away")?;
     drop(ready);
     let null = File::options().write(true).open("/dev/null").context("/dev/null")?;
     rustix::stdio::dup2_stdout(&null).context("standard output")?;
@@ -134,7 +136,8 @@ pub fn node(name: &str, args: &NodeProcess) -> Result<ExitCode> {
 
 /// Descriptor 0 is the locked pid file: it moves away, so that no child inherits the lock.
 fn take_stdin() -> Result<File> {
-    let held = rustix::io::fcntl_dupfd_cloexec(rustix::stdio::stdin(), 10).context("the pid file")?;
+    let held =
+        rustix::io::fcntl_dupfd_cloexec(rustix::stdio::stdin(), 10).context("the pid file")?;
     let null = File::open("/dev/null").context("/dev/null")?;
     rustix::stdio::dup2_stdin(&null).context("standard input")?;
     Ok(File::from(held))

@@ -78,7 +78,10 @@ impl Found {
                     )),
                 }
             }
-            words.push("then make a soft-RoCE device: rdma link add rxe0 type rxe netdev INTERFACE".to_owned());
+            words.push(
+                "then make a soft-RoCE device: rdma link add rxe0 type rxe netdev INTERFACE"
+                    .to_owned(),
+            );
         } else if !self.ports.iter().any(Port::active) {
             words.push("no port is active: is its network interface up?".to_owned());
         }

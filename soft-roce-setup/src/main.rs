@@ -8,7 +8,12 @@ use std::process::ExitCode;
 
 /// Says whether this machine can run nodes over RoCE, InfiniBand or soft-RoCE (rxe)
 #[derive(Parser)]
-#[command(name = "soft-roce-setup", version, subcommand_required = true, arg_required_else_help = true)]
+#[command(
+    name = "soft-roce-setup",
+    version,
+    subcommand_required = true,
+    arg_required_else_help = true
+)]
 struct Cli {
     #[command(subcommand)]
     command: Command,

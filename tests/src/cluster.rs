@@ -121,7 +121,12 @@ impl Cluster {
             match out.status {
                 0 => return Ok(begin.elapsed()),
                 3 if begin.elapsed() < bound => {}
-                _ => bail!("no node can be lost after {} s: {}{}", bound.as_secs(), out.text(), out.errors()),
+                _ => bail!(
+                    "no node can be lost after {} s: {}{}",
+                    bound.as_secs(),
+                    out.text(),
+                    out.errors()
+                ),
             }
         }
     }

@@ -13,8 +13,7 @@ const LARGEST: u64 = 1 << 20;
 /// Where text is found on a machine with a Rust toolchain and little else.
 fn places() -> Vec<PathBuf> {
     let home = std::env::var_os("HOME").map(PathBuf::from).unwrap_or_default();
-    let cargo =
-        std::env::var_os("CARGO_HOME").map_or_else(|| home.join(".cargo"), PathBuf::from);
+    let cargo = std::env::var_os("CARGO_HOME").map_or_else(|| home.join(".cargo"), PathBuf::from);
     vec![
         "/usr/share/perl".into(),
         "/usr/share/doc".into(),
@@ -54,9 +53,9 @@ pub fn collect(to: &Path, bytes: u64) -> Result<(u64, u64)> {
             continue;
         }
         // The job names files in shell words and lines.
-        let plain = path.to_str().is_some_and(|p| {
-            p.bytes().all(|b| b.is_ascii_alphanumeric() || b"/._+-".contains(&b))
-        });
+        let plain = path
+            .to_str()
+            .is_some_and(|p| p.bytes().all(|b| b.is_ascii_alphanumeric() || b"/._+-".contains(&b)));
         let fits = (SMALLEST..=LARGEST).contains(&meta.len());
         if !meta.is_file() || !plain || !fits || !is_text(&path) {
             continue;

@@ -19,7 +19,8 @@ pub fn processes(state: &Path) -> BTreeSet<(u32, String)> {
         let words = command_line(pid);
         let second = words.get(1).map_or("", String::as_str);
         let stub = exe.starts_with("/memfd:") && exe.contains("stub");
-        let domain = words.first().is_some_and(|w| w.contains("cl") || w.contains("exe")) && second == "pd";
+        let domain =
+            words.first().is_some_and(|w| w.contains("cl") || w.contains("exe")) && second == "pd";
         let ours = if second == "node" {
             of_state(&words) == Some(state.to_owned())
         } else if stub || domain {

@@ -68,7 +68,10 @@ impl Terminal {
             }
             let left = until.saturating_duration_since(Instant::now());
             if left.is_zero() || !self.read(left)? {
-                bail!("{text:?} did not appear; on the screen: {:?}", String::from_utf8_lossy(&self.seen));
+                bail!(
+                    "{text:?} did not appear; on the screen: {:?}",
+                    String::from_utf8_lossy(&self.seen)
+                );
             }
         }
     }
@@ -112,7 +115,10 @@ impl Terminal {
             if Instant::now() > until {
                 self.child.kill()?;
                 self.child.wait()?;
-                bail!("the command did not end; on the screen: {:?}", String::from_utf8_lossy(&self.seen));
+                bail!(
+                    "the command did not end; on the screen: {:?}",
+                    String::from_utf8_lossy(&self.seen)
+                );
             }
             self.read(Duration::from_millis(20))?;
         }

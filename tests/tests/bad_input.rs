@@ -9,7 +9,12 @@ use std::os::unix::net::UnixStream;
 /// It failed with this status and said all of these.
 fn fails(out: &Output, status: i32, says: &[&str]) -> Result<()> {
     let text = out.errors();
-    ensure!(out.status == status, "status {} instead of {status}: {text}{}", out.status, out.text());
+    ensure!(
+        out.status == status,
+        "status {} instead of {status}: {text}{}",
+        out.status,
+        out.text()
+    );
     for word in says {
         ensure!(text.contains(word), "{word:?} is not said: {text}");
     }
@@ -32,9 +37,18 @@ fn wrong_command_lines() -> Result<()> {
         fails(&c.cli(line)?, 2, &[says])?;
     }
     for line in [
-        &["nodes"][..], &["status"], &["ps"], &["objects"], &["pds"], &["metrics"],
-        &["run", "--", "sh"], &["kill", "5"], &["kill-node", "0"], &["start-node", "0"],
-        &["import", "/etc/passwd", "/etc/passwd"], &["export", "/a", "/tmp/clustix-nothing"],
+        &["nodes"][..],
+        &["status"],
+        &["ps"],
+        &["objects"],
+        &["pds"],
+        &["metrics"],
+        &["run", "--", "sh"],
+        &["kill", "5"],
+        &["kill-node", "0"],
+        &["start-node", "0"],
+        &["import", "/etc/passwd", "/etc/passwd"],
+        &["export", "/a", "/tmp/clustix-nothing"],
     ] {
         fails(&c.cli(line)?, 1, &["is not up", "clustix up"])?;
     }
@@ -96,7 +110,8 @@ fn programs_that_cannot_run() -> Result<()> {
         use std::os::unix::fs::PermissionsExt;
         fs::set_permissions(&host, fs::Permissions::from_mode(0o755))?;
         let path = format!("/bad/{name}");
-        c.cli([host.to_str().map_or("", |_| "import"), host.to_str().unwrap_or(""), &path])?.ok()?;
+        c.cli([host.to_str().map_or("", |_| "import"), host.to_str().unwrap_or(""), &path])?
+            .ok()?;
         let out = run(&path)?;
         // A file that can be mapped may be killed by its own code; nothing else may happen.
         ensure!(out.status != 0, "{name} ran: {out:?}");
@@ -120,7 +135,9 @@ fn a_full_queue_says_so_and_noise_is_hung_up_on() -> Result<()> {
     let c = Cluster::up(1)?;
     let socket = c.state().join("default/node-0/control.sock");
     // Noise: a length that is too long, a frame that is none, half a frame.
-    for noise in [&u32::MAX.to_le_bytes()[..], b"\x04\x00\x00\x00\xff\xff\xff\xff", b"\x10\x00\x00\x00x"] {
+    for noise in
+        [&u32::MAX.to_le_bytes()[..], b"\x04\x00\x00\x00\xff\xff\xff\xff", b"\x10\x00\x00\x00x"]
+    {
         let mut peer = UnixStream::connect(&socket)?;
         peer.write_all(noise)?;
         peer.shutdown(std::net::Shutdown::Write)?;

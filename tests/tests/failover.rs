@@ -46,8 +46,11 @@ impl Writer {
                 name = self.name
             );
             let mut command = self.cluster.sh_command(Some(node), &script);
-            let mut child =
-                command.stdin(Stdio::null()).stdout(Stdio::piped()).stderr(Stdio::piped()).spawn()?;
+            let mut child = command
+                .stdin(Stdio::null())
+                .stdout(Stdio::piped())
+                .stderr(Stdio::piped())
+                .spawn()?;
             let out = child.stdout.take().context("a pipe")?;
             self.node.store(node.into(), Ordering::Release);
             for line in BufReader::new(out).lines() {
@@ -97,7 +100,12 @@ fn whole(cluster: &Cluster, evicted: &mut u64) -> Result<()> {
         if Instant::now() > until {
             let logs = cluster.cli(["logs"])?.text();
             let last: Vec<&str> = logs.lines().rev().take(60).collect();
-            bail!("the cluster does not become whole: {nodes}; {}{}; logs, latest first:\n{}", status.text(), status.errors(), last.join("\n"));
+            bail!(
+                "the cluster does not become whole: {nodes}; {}{}; logs, latest first:\n{}",
+                status.text(),
+                status.errors(),
+                last.join("\n")
+            );
         }
     }
 }
@@ -107,7 +115,12 @@ fn no_acknowledged_file_is_lost() -> Result<()> {
     let mut random = Random::seeded("failover");
     let rounds = if std::env::var_os("CLUSTIX_TEST_ALL").is_some() { 200 } else { 20 };
     let cluster = Arc::new(Cluster::up(NODES)?);
-    cluster.sh(None, "mkdir /w1 /w2; i=0; while [ $i -lt 1000 ]; do printf x; i=$((i+1)); done > /pad")?.ok()?;
+    cluster
+        .sh(
+            None,
+            "mkdir /w1 /w2; i=0; while [ $i -lt 1000 ]; do printf x; i=$((i+1)); done > /pad",
+        )?
+        .ok()?;
     let writers: Vec<Arc<Writer>> = ["w1", "w2"]
         .into_iter()
         .map(|name| {
@@ -154,11 +167,13 @@ fn no_acknowledged_file_is_lost() -> Result<()> {
         }
         std::thread::sleep(Duration::from_millis(random.below(50)));
         let victim = random.below(NODES.into()) as u8;
-        let there = writers
-            .iter()
-            .filter(|w| w.node.load(Ordering::Acquire) == u64::from(victim))
-            .count();
-        if there > 0 { under_way += 1 } else { idle += 1 }
+        let there =
+            writers.iter().filter(|w| w.node.load(Ordering::Acquire) == u64::from(victim)).count();
+        if there > 0 {
+            under_way += 1
+        } else {
+            idle += 1
+        }
         let killed = Instant::now();
         let kill = cluster.cli(["kill-node", &victim.to_string()])?;
         if kill.errors().contains("is down") {
@@ -192,7 +207,11 @@ fn no_acknowledged_file_is_lost() -> Result<()> {
         for (n, node) in w.done.lock().unwrap().iter() {
             let found = std::fs::read(to.join(n.to_string()))
                 .with_context(|| format!("{dir}/{n}, acknowledged on node {node}, is lost"))?;
-            ensure!(found == contents(w.name, *n).into_bytes(), "{dir}/{n}, acknowledged on node {node}, is damaged: {:?}", String::from_utf8_lossy(&found));
+            ensure!(
+                found == contents(w.name, *n).into_bytes(),
+                "{dir}/{n}, acknowledged on node {node}, is damaged: {:?}",
+                String::from_utf8_lossy(&found)
+            );
             checked += 1;
         }
     }
@@ -204,10 +223,15 @@ fn no_acknowledged_file_is_lost() -> Result<()> {
         "failover: {rounds} rounds, {under_way} with a writer on the victim ({idle} with none), {} programs lost with their node",
         writers.iter().map(|w| w.lost.load(Ordering::Acquire)).sum::<u64>()
     );
-    println!("failover: {checked} acknowledged files, none lost; {evicted} live nodes were suspected and started again");
+    println!(
+        "failover: {checked} acknowledged files, none lost; {evicted} live nodes were suspected and started again"
+    );
     println!(
         "failover: kill to first served request: median {} ms, worst {} ms; start to all copies rebuilt: median {} ms, worst {} ms",
-        served[served.len() / 2], served[served.len() - 1], rebuilt[rebuilt.len() / 2], rebuilt[rebuilt.len() - 1]
+        served[served.len() / 2],
+        served[served.len() - 1],
+        rebuilt[rebuilt.len() / 2],
+        rebuilt[rebuilt.len() - 1]
     );
     cluster.cli(["down"])?.ok()?;
     leftover::none(cluster.state())

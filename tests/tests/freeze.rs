@@ -21,7 +21,8 @@ touch -d '2001-02-03 04:05:06' /t/zero
 "#;
 
 /// What `ls` and the checksums say of it.
-const LOOK: &str = "cd /t && find . | sort | xargs ls -ldn --full-time && find . -type f | sort | xargs sha256sum";
+const LOOK: &str =
+    "cd /t && find . | sort | xargs ls -ldn --full-time && find . -type f | sort | xargs sha256sum";
 
 #[test]
 fn files_outlive_a_stop_exactly() -> Result<()> {

@@ -35,7 +35,8 @@ fn shared_writable(pid: u64) -> Result<Vec<String>> {
         .filter_map(|l| {
             let mut words = l.split_ascii_whitespace();
             let mode = words.nth(1)?;
-            (mode.contains('w') && mode.ends_with('s')).then(|| words.nth(3).unwrap_or("?").to_owned())
+            (mode.contains('w') && mode.ends_with('s'))
+                .then(|| words.nth(3).unwrap_or("?").to_owned())
         })
         .collect();
     found.sort();
@@ -58,7 +59,9 @@ fn domains(c: &Cluster) -> Result<BTreeMap<String, u64>> {
 fn every_domain_holds_what_it_was_given_and_nothing_else() -> Result<()> {
     let c = Cluster::up(1)?;
     let domains = domains(&c)?;
-    for role in ["ccache", "member", "init", "process", "vfs", "memory", "console", "posix", "control"] {
+    for role in
+        ["ccache", "member", "init", "process", "vfs", "memory", "console", "posix", "control"]
+    {
         ensure!(domains.contains_key(role), "{role} does not run");
     }
     for (role, pid) in &domains {
@@ -66,7 +69,9 @@ fn every_domain_holds_what_it_was_given_and_nothing_else() -> Result<()> {
         ensure!(status(*pid, "NoNewPrivs")? == "1", "{role} may gain privileges");
         let held = descriptors(*pid)?;
         println!("{role:8} descriptors {held:?}");
-        let files = held.iter().filter(|(n, t)| **n != 2 && t.starts_with('/') && !t.starts_with("/memfd:"));
+        let files = held
+            .iter()
+            .filter(|(n, t)| **n != 2 && t.starts_with('/') && !t.starts_with("/memfd:"));
         ensure!(files.count() == 0, "{role} holds a file: {held:?}");
         if ["process", "vfs", "memory", "console", "init"].contains(&role.as_str()) {
             ensure!(held.keys().copied().collect::<Vec<_>>() == [2, 3], "{role} holds {held:?}");

@@ -73,11 +73,20 @@ fn pipes_status_and_signals_are_a_local_commands() -> Result<()> {
     let out = c.sh_with(None, "cat", &input)?.ok()?;
     ensure!(out.out == input, "{} of {} bytes came back", out.out.len(), input.len());
     let out = c.sh(None, "echo out; echo err >&2; exit 3")?;
-    ensure!((out.status, out.text().as_str(), out.errors().as_str()) == (3, "out\n", "err\n"), "{out:?}");
+    ensure!(
+        (out.status, out.text().as_str(), out.errors().as_str()) == (3, "out\n", "err\n"),
+        "{out:?}"
+    );
     ensure!(c.sh(None, "kill -SEGV $$")?.status == 128 + 11);
 
     // Ctrl-C.
-    let run = Program::start(c.sh_command(None, "trap 'echo caught; exit 5' INT; echo > /ready; while :; do sleep 1; done"), b"")?;
+    let run = Program::start(
+        c.sh_command(
+            None,
+            "trap 'echo caught; exit 5' INT; echo > /ready; while :; do sleep 1; done",
+        ),
+        b"",
+    )?;
     wait_for(&c, "test -e /ready")?;
     run.signal(Signal::INT)?;
     let out = run.end()?;

@@ -89,11 +89,17 @@ fn each_call_rings_as_few_bells_as_the_table_says() -> Result<()> {
                 each.push(format!("{} → {} {price:.2}", pair.0, pair.1));
                 sum += price;
             }
-            ensure!(pair.1 != "kernel" || price.abs() <= 0.02, "{mode}: the kernel process is asked");
+            ensure!(
+                pair.1 != "kernel" || price.abs() <= 0.02,
+                "{mode}: the kernel process is asked"
+            );
         }
         println!("{mode:8} {sum:.2} of {most} ({})", each.join(", "));
         if sum > most + 0.05 {
-            wrong.push(format!("{mode}: {sum:.2} wake-ups a call instead of {most} ({})", each.join(", ")));
+            wrong.push(format!(
+                "{mode}: {sum:.2} wake-ups a call instead of {most} ({})",
+                each.join(", ")
+            ));
         }
     }
     c.cli(["down", "--discard"])?.ok()?;

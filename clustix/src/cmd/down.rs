@@ -139,7 +139,9 @@ fn keep(
                 .collect();
             nodes
                 .into_iter()
-                .map(|n| n.join().unwrap_or_else(|_| Err(anyhow!("a thread of this command ended"))))
+                .map(|n| {
+                    n.join().unwrap_or_else(|_| Err(anyhow!("a thread of this command ended")))
+                })
                 .collect()
         });
         for replies in rounds {

@@ -29,7 +29,11 @@ pub(crate) fn run(node: &Node, stream: &mut UnixStream, run: Run) -> Result<(), 
     check(&run)?;
     let pass = node.gate.enter();
     if pass.is_none() {
-        return Err(Failure { message: "the cluster is stopping".to_owned(), elsewhere: false, exit: 1 });
+        return Err(Failure {
+            message: "the cluster is stopping".to_owned(),
+            elsewhere: false,
+            exit: 1,
+        });
     }
     let what = format!(
         "could not start {:?} on node {}",

@@ -25,7 +25,11 @@ pub(crate) fn failed(what: impl Into<String>) -> Failure {
 /// A failure from an error number; a node without majority or time is worth leaving for another.
 pub(crate) fn errno(what: impl std::fmt::Display, e: Errno) -> Failure {
     use clustix_proto::errno::{EAGAIN, EBUSY, EIO};
-    Failure { message: format!("{what}: {e}"), elsewhere: [EAGAIN, EBUSY, EIO].contains(&e), exit: 1 }
+    Failure {
+        message: format!("{what}: {e}"),
+        elsewhere: [EAGAIN, EBUSY, EIO].contains(&e),
+        exit: 1,
+    }
 }
 
 /// Serves one connection to its end.
