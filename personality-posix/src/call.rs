@@ -312,17 +312,15 @@ impl<'a, S: Services> Call<'a, S> {
             }
             Ok(Waited::TimedOut)
         };
-        let ended = match exec::select(interrupted, exec::select(wait, self.node.freezing())).await
-        {
-            exec::Either::Left(()) => return Err(RESTART),
+        match exec::select(interrupted, exec::select(wait, self.node.freezing())).await {
+            exec::Either::Left(()) => Err(RESTART),
             exec::Either::Right(exec::Either::Left(waited)) => waited,
             exec::Either::Right(exec::Either::Right(())) => {
                 self.hold(on, deadline).await?;
                 // Everything may have changed: look again.
                 Ok(Waited::Changed)
             }
-        };
-        ended
+        }
     }
 
     /// Stores this call as data and holds the thread until the thaw.

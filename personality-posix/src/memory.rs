@@ -182,7 +182,7 @@ pub async fn sys_madvise<S: Services>(call: &mut Call<'_, S>) -> Result<i64, Err
 
 /// msync(2): there is nothing to write back in private memory.
 pub async fn sys_msync<S: Services>(call: &mut Call<'_, S>) -> Result<i64, Errno> {
-    if call.args[0] % PAGE != 0 {
+    if !call.args[0].is_multiple_of(PAGE) {
         return Err(EINVAL);
     }
     Ok(0)

@@ -273,7 +273,7 @@ pub async fn sys_setpriority<S: Services>(_: &mut Call<'_, S>) -> Result<i64, Er
 /// sched_getaffinity(2): the host's CPUs.
 pub async fn sys_sched_getaffinity<S: Services>(call: &mut Call<'_, S>) -> Result<i64, Errno> {
     let cpus = crate::host::facts().cpus;
-    if call.args[1] < 8 || call.args[1] % 8 != 0 {
+    if call.args[1] < 8 || !call.args[1].is_multiple_of(8) {
         return Err(EINVAL);
     }
     let mask = if cpus == 64 { u64::MAX } else { bit(cpus + 1) - 1 };

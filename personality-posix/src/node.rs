@@ -85,7 +85,7 @@ impl<S: Services> Node<S> {
     pub async fn thawed(&self) {
         loop {
             let seen = self.freeze.load(Ordering::Acquire);
-            if seen % 2 == 0 {
+            if seen.is_multiple_of(2) {
                 return;
             }
             exec::changed(&self.freeze, seen).await;

@@ -203,10 +203,10 @@ async fn leave<S: Services>(
     for (to, bytes) in outs {
         let mut done = 0;
         while done < bytes.len() {
-            if data.len() == DATA_LEN || steps.len() >= MAX_STEPS - SPARE {
-                if let Err(e) = flush(process, &mut data, &mut steps).await? {
-                    outcome = Outcome::Result(Err(e));
-                }
+            if (data.len() == DATA_LEN || steps.len() >= MAX_STEPS - SPARE)
+                && let Err(e) = flush(process, &mut data, &mut steps).await?
+            {
+                outcome = Outcome::Result(Err(e));
             }
             let n = (bytes.len() - done).min(DATA_LEN - data.len());
             let (offset, to) = (data.len() as u64, to.wrapping_add(done as u64));

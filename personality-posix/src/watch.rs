@@ -94,8 +94,12 @@ pub async fn timers<S: Services>(node: Arc<Node<S>>) {
         }
         let changed = exec::changed(&node.timers, seen);
         match earliest {
-            Some(at) => drop(exec::select(changed, exec::sleep_until(at)).await),
-            None => drop(changed.await),
+            Some(at) => {
+                exec::select(changed, exec::sleep_until(at)).await;
+            }
+            None => {
+                changed.await;
+            }
         }
     }
 }
