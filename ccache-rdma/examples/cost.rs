@@ -169,7 +169,7 @@ fn operations(count: u8) {
             (0..2000)
                 .map(|i| {
                     let start = Instant::now();
-                    let v = lookup(name(i), &class, &own, || id_clock(), &mut out);
+                    let v = lookup(name(i), &class, &own, id_clock, &mut out);
                     let time = start.elapsed().as_nanos() as u64;
                     assert!(v.is_some());
                     time

@@ -101,9 +101,7 @@ pub fn node(name: &str, args: &NodeProcess) -> Result<ExitCode> {
                 bind(file).map(|fd| (role.to_owned(), vec![(name, fd)]))
             })
             .into_iter()
-            .collect::<Result<Vec<_>>>()?
-            .into_iter()
-            .collect::<HashMap<_, _>>(),
+            .collect::<Result<Vec<_>>>()?,
     );
     let config = Config {
         node: args.slot,

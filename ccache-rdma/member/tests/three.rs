@@ -181,10 +181,10 @@ fn a_member_restarted_in_its_node_goes_on_where_it_was() {
     for n in &mut nodes {
         n.view("first view", |_| true);
     }
-    for k in 0..3 {
-        assert_eq!(nodes[k].kill(), None);
-        nodes[k] = Node::with_region(nodes[k].config.clone(), nodes[k].region.clone());
-        let v = nodes[k].view("the view it had", |_| true);
+    for node in &mut nodes {
+        assert_eq!(node.kill(), None);
+        *node = Node::with_region(node.config.clone(), node.region.clone());
+        let v = node.view("the view it had", |_| true);
         assert_eq!((v.epoch, slots(&v)), (1, vec![0, 1, 2]));
     }
     // They still decide.

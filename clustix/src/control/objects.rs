@@ -45,8 +45,7 @@ fn shown(node: &Node, s: &request::NodeStatus) -> Status {
             .iter()
             .map(|(slot, incarnation)| NodeStatus {
                 node: *slot,
-                incarnation: *incarnation,
-                ..NodeStatus::default()
+                incarnation: *incarnation
             })
             .collect(),
         shards: SHARDS,
@@ -79,7 +78,7 @@ pub(crate) fn await_serving(node: &Node, nodes: u8, millis: u32) -> Result<(), F
 
 async fn serving(node: &Node, nodes: u8) -> Result<(), String> {
     let s = node.cache.status().await.map_err(|e| format!("its cluster-cache: {e}"))?;
-    let me = s.members.iter().any(|m| *m == (node.slot, node.incarnation));
+    let me = s.members.contains(&(node.slot, node.incarnation));
     if !me {
         return Err("it is not in a view yet".to_owned());
     }
