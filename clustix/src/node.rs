@@ -94,15 +94,13 @@ pub fn node(name: &str, args: &NodeProcess) -> Result<ExitCode> {
             .with_context(|| format!("could not bind {}", path.display()))?;
         Ok(socket.into())
     };
-    let descriptors = HashMap::from(
-        [("control", "control.sock"), ("ccache", "fabric.sock"), ("member", "member.sock")]
-            .map(|(role, file)| {
-                let name = file.trim_end_matches(".sock").to_owned();
-                bind(file).map(|fd| (role.to_owned(), vec![(name, fd)]))
-            })
-            .into_iter()
-            .collect::<Result<Vec<_>>>()?,
-    );
+    let sockets =
+        [("control", "control.sock"), ("ccache", "fabric.sock"), ("member", "member.sock")];
+    let mut descriptors = HashMap::new();
+    for (role, file) in sockets {
+        let name = file.trim_end_matches(".sock").to_owned();
+        descriptors.insert(role.to_owned(), vec![(name, bind(file)?)]);
+    }
     let config = Config {
         node: args.slot,
         incarnation: args.incarnation,

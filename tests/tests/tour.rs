@@ -49,7 +49,9 @@ fn the_tour() -> Result<()> {
     let pid = first_word(&c.cli(["run", "--detach", "--", "sleep", "1000"])?.ok()?);
     let ps = c.json(["ps"])?;
     let shown = ps.as_array().is_some_and(|p| {
-        p.iter().any(|p| p["pid"].as_u64().is_some_and(|n| n.to_string() == pid) && p["command"] == "sleep 1000")
+        p.iter().any(|p| {
+            p["pid"].as_u64().is_some_and(|n| n.to_string() == pid) && p["command"] == "sleep 1000"
+        })
     });
     ensure!(shown, "{pid} in {ps}");
     let down = c.cli(["down"])?.ok()?;

@@ -43,10 +43,7 @@ fn shown(node: &Node, s: &request::NodeStatus) -> Status {
         nodes: s
             .members
             .iter()
-            .map(|(slot, incarnation)| NodeStatus {
-                node: *slot,
-                incarnation: *incarnation
-            })
+            .map(|(slot, incarnation)| NodeStatus { node: *slot, incarnation: *incarnation })
             .collect(),
         shards: SHARDS,
         rebuilding: u16::try_from(s.survival.rebuilding).unwrap_or(u16::MAX),
