@@ -2,7 +2,8 @@
 //! (SCM_RIGHTS), and whose end says that the process at the other end died.
 //!
 //! Of each pair of nodes the one with the lower slot dials. Both send a hello that says who they
-//! are, with their arena's descriptors. The connection then stays open and silent.
+//! are and which incarnation of the other they mean, with their arena's descriptors: a socket's path
+//! may by now be a later incarnation's, which must not take the short-lived connection for a link. The connection then stays open and silent.
 
 use crate::arena::Arena;
 use crate::layout::{REGIONS, RegionId};
@@ -20,7 +21,7 @@ use std::mem::MaybeUninit;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 
 const MAGIC: u64 = 0x31_6b_6e_69_6c_78_6c_63; // "clxlink1"
-const HELLO: usize = 32;
+const HELLO: usize = 40;
 /// A handshake that takes longer is given up, ns.
 const PATIENCE: u64 = 1_000_000_000;
 /// Connections at once, of all kinds; one more is refused.
@@ -109,15 +110,15 @@ impl Links {
         };
         // A node that is not there (yet) is dialled again at the caller's next look.
         if let Ok(stream) = connected()
-            && self.send_hello(stream.as_fd()).is_ok()
+            && self.send_hello(stream.as_fd(), incarnation).is_ok()
         {
             self.halves.push(Half { stream, to: Some((slot, incarnation)), until: now + PATIENCE });
         }
     }
 
-    fn send_hello(&self, stream: BorrowedFd<'_>) -> rustix::io::Result<()> {
+    fn send_hello(&self, stream: BorrowedFd<'_>, to: u64) -> rustix::io::Result<()> {
         let mut hello = [0; HELLO];
-        let words = [MAGIC, u64::from(self.slot), self.incarnation, REGIONS as u64];
+        let words = [MAGIC, u64::from(self.slot), self.incarnation, REGIONS as u64, to];
         for (bytes, word) in hello.chunks_mut(8).zip(words) {
             bytes.copy_from_slice(&word.to_le_bytes());
         }
@@ -133,8 +134,11 @@ impl Links {
         if sent == HELLO { Ok(()) } else { Err(rustix::io::Errno::MSGSIZE) }
     }
 
-    /// Reads a hello: `None` while there is none.
-    fn receive_hello(stream: BorrowedFd<'_>) -> rustix::io::Result<Option<(u8, u64, Arena)>> {
+    /// Reads a hello to this incarnation: `None` while there is none.
+    fn receive_hello(
+        &self,
+        stream: BorrowedFd<'_>,
+    ) -> rustix::io::Result<Option<(u8, u64, Arena)>> {
         let mut hello = [0; HELLO];
         let mut space = [MaybeUninit::uninit(); rustix::cmsg_space!(ScmRights(REGIONS))];
         let mut control = RecvAncillaryBuffer::new(&mut space);
@@ -155,13 +159,16 @@ impl Links {
         for (word, bytes) in words.iter_mut().zip(hello.chunks(8)) {
             *word = u64::from_le_bytes(bytes.try_into().unwrap_or_default());
         }
-        let [magic, slot, incarnation, regions] = words;
+        let [magic, slot, incarnation, regions, to] = words;
         let slot = u8::try_from(slot).ok().filter(|s| usize::from(*s) < MAX_NODES);
         let (Some(slot), true) =
             (slot, got == HELLO && magic == MAGIC && regions == REGIONS as u64)
         else {
             return Err(rustix::io::Errno::PROTO);
         };
+        if to != self.incarnation {
+            return Err(rustix::io::Errno::PROTO);
+        }
         let mut mapped = Vec::new();
         for (id, fd) in RegionId::all().zip(fds) {
             // Mapping more than there is would be a trap for the first access beyond.
@@ -184,7 +191,7 @@ impl Links {
         self.accept(now);
         let mut i = 0;
         while let Some(half) = self.halves.get(i) {
-            let done = match Self::receive_hello(half.stream.as_fd()) {
+            let done = match self.receive_hello(half.stream.as_fd()) {
                 Ok(None) if now < half.until => {
                     i += 1;
                     continue;
@@ -197,7 +204,9 @@ impl Links {
             let as_expected = match half.to {
                 Some(to) => to == (slot, incarnation),
                 // Who dials has the lower slot, and is answered now.
-                None => slot < self.slot && self.send_hello(half.stream.as_fd()).is_ok(),
+                None => {
+                    slot < self.slot && self.send_hello(half.stream.as_fd(), incarnation).is_ok()
+                }
             };
             if as_expected && self.keep(slot, incarnation, half.stream, arena) {
                 out.push(LinkEvent::Up(slot, incarnation));
@@ -310,8 +319,13 @@ mod tests {
         out.clear();
         c.poll(6, &mut out);
         a.poll(6, &mut out);
-        assert_eq!(out, [LinkEvent::Up(0, 7)]);
-        assert!(a.arena(2, 3).is_none() && a.arena(2, 4).is_none());
+        assert_eq!(out, [], "and it does not take the one who dialled for a peer");
+        assert!(a.arena(2, 3).is_none() && a.arena(2, 4).is_none() && c.arena(0, 7).is_none());
+        // The one that is there is linked all the same.
+        a.dial(7, 2, 3, dir.join("2.sock").to_str().unwrap());
+        c.poll(8, &mut out);
+        a.poll(8, &mut out);
+        assert_eq!(out, [LinkEvent::Up(0, 7), LinkEvent::Up(2, 3)]);
         std::fs::remove_dir_all(dir).unwrap();
     }
 }
