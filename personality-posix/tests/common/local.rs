@@ -61,17 +61,23 @@ impl Services for Local {
     }
 }
 
+impl Local {
+    /// The servers over whatever stands in `cache`.
+    pub fn over(cache: Shared) -> Local {
+        let process = Arc::new(clustix_process::Server::new(cache.clone(), 1));
+        Local {
+            memory: clustix_memory::Server::new(cache.clone()),
+            console: clustix_console::Server::new(cache.clone(), Signals(process.clone())),
+            process,
+            cache,
+            stubs: HostStubs::new(),
+        }
+    }
+}
+
 /// A node with a file system of /bin/busybox under its usual names, /dev and /tmp.
 pub fn node() -> Arc<Node<Local>> {
-    let cache = Arc::new(LocalCache::new());
-    let process = Arc::new(clustix_process::Server::new(cache.clone(), 1));
-    let node = Node::new(Local {
-        memory: clustix_memory::Server::new(cache.clone()),
-        console: clustix_console::Server::new(cache.clone(), Signals(process.clone())),
-        process,
-        cache,
-        stubs: HostStubs::new(),
-    });
+    let node = Node::new(Local::over(Arc::new(LocalCache::new())));
     block_on(async {
         let cache = node.services.cache();
         clustix_vfs::mkfs(cache).await.unwrap();
