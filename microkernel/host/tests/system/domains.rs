@@ -358,13 +358,17 @@ fn random_packets(boot: &Boot, echo: &Client) {
     let seed = exec::now_ns();
     eprintln!("seed {seed}");
     let naughty = boot.channel("naughty").expect("granted");
-    for round in 0..5 {
+    // The first seed once asked so much without reading a reply that the kernel ended the domain.
+    for seed in std::iter::once(9_909_151_010_151).chain((0..4).map(|round| seed + round)) {
         boot.kernel.pd_start("naughty").expect("started");
-        // It may delete what it has, be refused, wait for ever: it stays its own affair.
-        let done = call(&naughty, FUZZ, &(seed + round).to_le_bytes());
-        assert_eq!(done, Ok((1, Vec::new())));
+        // It may delete what it has, be refused, wait for ever: it stays its own affair. Who does not
+        // read what it is sent is killed: that is the kernel's bound, and may happen here.
+        let done = call(&naughty, FUZZ, &seed.to_le_bytes());
         assert_eq!(call(echo, 9, b"still here"), Ok((9, b"still here".to_vec())));
-        assert_eq!(call(&naughty, GARBAGE, &[]), Err(CallError::Gone));
+        if done != Err(CallError::Gone) {
+            assert_eq!(done, Ok((1, Vec::new())), "seed {seed}");
+            assert_eq!(call(&naughty, GARBAGE, &[]), Err(CallError::Gone));
+        }
         let event = boot.kernel.pd_events().expect("told");
         assert_eq!((event.role.as_str(), event.status), ("naughty", Exit::Signal(libc::SIGKILL)));
     }
