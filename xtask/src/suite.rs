@@ -23,7 +23,10 @@ pub fn run(all: bool, only: Option<&str>) -> Result<()> {
             "lints",
             &["clippy", "--workspace", "--all-targets", "--locked", "--", "-D", "warnings"],
         );
-        add("crates", &["test", "--workspace", "--exclude", "clustix-tests", "--locked"]);
+        add(
+            "crates",
+            &["test", "--workspace", "--exclude", "clustix-tests", "--locked", "--no-fail-fast"],
+        );
     }
     for name in SYSTEM.iter().filter(|n| only.is_none_or(|o| n.contains(o))) {
         add(
