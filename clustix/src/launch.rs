@@ -197,7 +197,12 @@ impl<'a> Nodes<'a> {
         }
         let millis = u32::try_from(left.as_millis()).unwrap_or(u32::MAX);
         let request = Request::AwaitServing { nodes, millis };
-        s.connection = Some(Connection::open(self.folder, s.slot, request)?);
+        match Connection::open(self.folder, s.slot, request) {
+            Ok(connection) => s.connection = Some(connection),
+            // Refused by a node that is about to end: its status and log say more.
+            Err(_) if s.process.wait(Duration::from_secs(1)) => {}
+            Err(e) => return Err(e),
+        }
         Ok(())
     }
 
