@@ -96,6 +96,9 @@ const WAIT_AGE: u64 = 3_000_000_000;
 const SWEEP: u64 = 500_000_000;
 /// Most requests taken before the fabric is looked at again.
 const BATCH: usize = 32;
+/// Most rounds of actions and what comes of them before rings and timers are looked at again: a
+/// rebuild on a fabric that completes at once would never end.
+const ROUNDS: usize = 64;
 /// Most queued waits, events for membership, and posts that wait for one link.
 const MAX_WAITERS: usize = 32_768;
 const MAX_EVENTS: usize = 4_096;
@@ -334,11 +337,12 @@ impl Service {
         self.actions.extend(self.scratch.drain(..));
     }
 
-    /// Carries out actions and hands what comes of them to the engine, until nothing is left.
+    /// Carries out actions and hands what comes of them to the engine, until nothing is left or the
+    /// rings should be looked at again. Whether there was anything.
     fn turn_fabric(&mut self) -> bool {
         let mut worked = false;
         let mut news = Vec::new();
-        loop {
+        for _ in 0..ROUNDS {
             while let Some(action) = self.actions.pop_front() {
                 worked = true;
                 self.renew_in_time();
@@ -358,6 +362,7 @@ impl Service {
                 self.fabric_event(event);
             }
         }
+        true
     }
 
     fn fabric_event(&mut self, event: FabricEvent) {
