@@ -7,20 +7,20 @@
 
 #![forbid(unsafe_code)]
 
-pub mod cache;
-pub mod local;
-pub mod name;
-pub mod set;
-pub mod lease;
-pub mod request;
-pub mod view;
 pub mod arena;
+pub mod cache;
+pub mod client;
 pub mod engine;
 pub mod fabric;
-pub mod layout;
-pub mod links;
-pub mod word;
-pub mod client;
-pub mod service;
-pub mod slab;
 pub mod half;
+pub mod layout;
+pub mod lease;
+pub mod links;
+pub mod local;
+pub mod name;
+pub mod request;
+pub mod service;
+pub mod set;
+pub mod slab;
+pub mod view;
+pub mod word;

@@ -1,7 +1,9 @@
 //! The plain specification of [`Cache`]: one map under one lock, in one process. Servers' logic is
 //! tested on it, and the real cluster-cache is compared with it.
 
-use crate::cache::{Cache, CacheError, Expect, MAX_BYTES, MAX_OBJECTS, Transaction, Version, Waited};
+use crate::cache::{
+    Cache, CacheError, Expect, MAX_BYTES, MAX_OBJECTS, Transaction, Version, Waited,
+};
 use crate::name::{Name, SHARDS, Shard};
 use crate::set::{Class, descriptor};
 use clustix_pd::exec;
