@@ -98,6 +98,9 @@ const CALL_BOUND: Duration = Duration::from_millis(300);
 const STEP_BOUND: Duration = Duration::from_millis(1_000);
 /// Without a leader for this long, other members are asked what became of the cluster, ns.
 const LOST: u64 = 1_000_000_000;
+/// How long after a leader's death the others grant votes again: the longest election timeout, and
+/// a little, ns.
+const LEADER_LEASE: u64 = 320_000_000;
 /// Copies to report that are kept at most.
 const MAX_PENDING: usize = 4_096;
 
@@ -295,6 +298,8 @@ struct Governor {
     /// As the leader: everyone's.
     rebuilt: BTreeMap<(u8, u64), BTreeSet<u16>>,
     leading_since: Option<u64>,
+    /// The dead leader in whose place this member has stood.
+    stood: Option<u64>,
     heard_of_leader: u64,
     repeat_at: u64,
     step: Option<JoinHandle<()>>,
@@ -321,6 +326,7 @@ impl Governor {
             pending: Vec::new(),
             rebuilt: BTreeMap::new(),
             leading_since: None,
+            stood: None,
             heard_of_leader: now_ns(),
             repeat_at: 0,
             step: None,
@@ -456,12 +462,33 @@ impl Governor {
             self.repeat_at = now + REPEAT;
             self.tell_others(now, &view, leader, leads);
         }
+        if let Some(leader) = leader {
+            self.stand(now, &view, leader);
+        }
         if leads {
             let since = *self.leading_since.get_or_insert(now);
             self.lead(now, since);
         } else {
             self.leading_since = None;
             self.rebuilt.clear();
+        }
+    }
+
+    /// Stands for election as soon as votes are granted again after the leader's death, if nobody
+    /// with a lower slot lives: sooner than at the end of a random time-out, and alone.
+    fn stand(&mut self, now: u64, view: &View, leader: u64) {
+        let over = |at: &u64| now.saturating_sub(*at) >= LEADER_LEASE;
+        if self.stood == Some(leader) || !self.own.get(&node_of(leader)).is_some_and(over) {
+            return;
+        }
+        let alive = |m: &&Member| !self.own.contains_key(&(m.slot, m.incarnation));
+        if view.members.iter().find(alive).is_some_and(|m| m.slot == self.config.slot) {
+            self.stood = Some(leader);
+            let raft = self.raft.clone();
+            tokio::spawn(async move {
+                // Refused when another leads by now.
+                let _ = raft.trigger().elect().await;
+            });
         }
     }
 
