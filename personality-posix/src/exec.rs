@@ -416,6 +416,8 @@ pub async fn sys_execve<S: Services>(call: &mut Call<'_, S>) -> Result<i64, Errn
     if path.is_empty() {
         return Err(ENOENT);
     }
+    // As Linux: the file first, then the arguments.
+    program_file(call.services(), call.process, &path).await?;
     let mut budget = ARG_MAX;
     let (argv, env) = (call.args[1], call.args[2]);
     let mut argv = strings(call, argv, &mut budget).await?;

@@ -51,6 +51,9 @@ pub async fn sys_getsid<S: Services>(call: &mut Call<'_, S>) -> Result<i64, Errn
 /// setpgid(2).
 pub async fn sys_setpgid<S: Services>(call: &mut Call<'_, S>) -> Result<i64, Errno> {
     let (target, group) = (call.int(0), call.int(1));
+    if group == 0 && target < 0 {
+        return Err(EINVAL);
+    }
     let pgid = Pid::try_from(group).map_err(|_| EINVAL)?;
     let request = Request::SetGroup { caller: call.process.pid, pid: pid(target)?, pgid };
     call.services().process(&request).await?;

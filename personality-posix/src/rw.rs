@@ -183,6 +183,9 @@ fn count(arg: u64) -> Result<usize, Errno> {
 /// read(2).
 pub async fn sys_read<S: Services>(call: &mut Call<'_, S>) -> Result<i64, Errno> {
     let (number, file) = call.file(call.int(0)).await?;
+    if file.readable() && call.faulted(1) {
+        return Err(EFAULT);
+    }
     let bytes = call.read_file(number, file, count(call.args[2])?, None).await?;
     let n = bytes.len() as i64;
     call.out_vec(call.args[1], bytes);

@@ -228,6 +228,9 @@ pub async fn sys_getdents64<S: Services>(call: &mut Call<'_, S>) -> Result<i64, 
     if !file.readable() {
         return Err(EBADF);
     }
+    if call.faulted(1) {
+        return Err(EFAULT);
+    }
     let room = (call.args[2] as u32 as usize).min(MAX_DIRENTS);
     let mut out = Vec::new();
     let mut cursor = file.offset;

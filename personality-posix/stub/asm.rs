@@ -79,6 +79,17 @@ global_asm!(
     "stub_string_fault:",
     "mov rax, -1",
     "ret",
+    // (address) -> 0 if the byte there can be written, else something else. Changes nothing.
+    ".globl stub_probe, stub_probe_begin, stub_probe_end, stub_probe_fault",
+    "stub_probe:",
+    "xor eax, eax",
+    "stub_probe_begin:",
+    "lock or byte ptr [rdi], 0",
+    "stub_probe_end:",
+    "ret",
+    "stub_probe_fault:",
+    "mov eax, 1",
+    "ret",
     ".globl memcpy, memmove, memset, memcmp, bcmp, rust_eh_personality",
     "memcpy:",
     "mov rax, rdi",
@@ -134,6 +145,10 @@ unsafe extern "C" {
     pub fn stub_copy(to: u64, from: u64, len: u64) -> u64;
     pub fn stub_zero(to: u64, len: u64) -> u64;
     pub fn stub_string(to: u64, from: u64, max: u64) -> i64;
+    pub fn stub_probe(at: u64) -> u64;
+    static stub_probe_begin: u8;
+    static stub_probe_end: u8;
+    static stub_probe_fault: u8;
     static stub_copy_begin: u8;
     static stub_copy_end: u8;
     static stub_copy_fault: u8;
@@ -150,6 +165,7 @@ unsafe extern "C" {
 /// Where execution goes on after a fault at `ip`, if `ip` is in one of the copies.
 pub fn fixup(ip: u64) -> Option<u64> {
     let copies = [
+        (&raw const stub_probe_begin, &raw const stub_probe_end, &raw const stub_probe_fault),
         (&raw const stub_copy_begin, &raw const stub_copy_end, &raw const stub_copy_fault),
         (&raw const stub_zero_begin, &raw const stub_zero_end, &raw const stub_zero_fault),
         (&raw const stub_string_begin, &raw const stub_string_end, &raw const stub_string_fault),

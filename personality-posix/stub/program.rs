@@ -1,6 +1,6 @@
 //! Requests to the personality and the programs that it answers with.
 
-use crate::asm::{stub_copy, stub_string, stub_zero};
+use crate::asm::{stub_copy, stub_probe, stub_string, stub_zero};
 use crate::filter::{FORK_FLAGS, KERNEL_SOCKET, MAP_IMAGE, MAP_ZEROES, MSG_CMSG_CLOEXEC};
 use crate::frame::{FXSAVE, Frame, UContext, fp_len, fp_reset};
 use crate::signatures::{Kind, NUMBERS, SIGNATURES};
@@ -36,10 +36,35 @@ fn data(offset: u64) -> u64 {
     WINDOW_ADDRESS + at::DATA as u64 + offset
 }
 
-/// Copies; `None` on a fault.
-fn copy(to: u64, from: u64, len: u64) -> Option<()> {
-    // SAFETY: one side is the window, bounds checked by the caller; a fault on either is caught.
-    (unsafe { stub_copy(to, from, len) } == 0).then_some(())
+/// Whether a range is the app's: what stands above [`APP_END`] is not memory to its calls.
+fn is_app(at: u64, len: u64) -> bool {
+    at <= APP_END && len <= APP_END - at
+}
+
+/// Copies from the app's memory to the stub's; `None` on a fault.
+fn copy_in(to: u64, from: u64, len: u64) -> Option<()> {
+    // SAFETY: `to` is the window or a local, bounds checked by the caller; a fault is caught.
+    (is_app(from, len) && unsafe { stub_copy(to, from, len) } == 0).then_some(())
+}
+
+/// Copies from the stub's memory to the app's; `None` on a fault.
+fn copy_out(to: u64, from: u64, len: u64) -> Option<()> {
+    // SAFETY: `from` is the window or a local, bounds checked by the caller; a fault is caught.
+    (is_app(to, len) && unsafe { stub_copy(to, from, len) } == 0).then_some(())
+}
+
+/// Copies a string of the app's; as `stub_string`.
+fn string_in(to: u64, from: u64, max: u64) -> i64 {
+    if from >= APP_END {
+        return -1;
+    }
+    let most = max.min(APP_END - from);
+    // SAFETY: `max` bytes of the window are there, by the caller; a fault is caught.
+    match unsafe { stub_string(to, from, most) } {
+        // Ran off the end of what is the app's.
+        n if n as u64 > most && most < max => -1,
+        n => n,
+    }
 }
 
 /// What is copied ahead for the arguments of one call.
@@ -58,17 +83,29 @@ impl Ahead {
     }
     fn bytes(&mut self, from: u64, len: u64) -> u64 {
         let len = len.min(self.space());
-        match copy(data(self.used), from, len) {
+        match copy_in(data(self.used), from, len) {
             Some(()) => self.take(len),
             None => FAULTED,
+        }
+    }
+    /// As [`Ahead::bytes`], but what stands before a bad address counts, if anything does: write(2)
+    /// writes that much.
+    fn prefix(&mut self, from: u64, len: u64) -> u64 {
+        let len = len.min(self.space()).min(APP_END.saturating_sub(from));
+        if from >= APP_END {
+            return FAULTED;
+        }
+        // SAFETY: the window has `len` bytes left there; a fault is caught.
+        match unsafe { stub_copy(data(self.used), from, len) } {
+            missing if missing == len && len > 0 => FAULTED,
+            missing => self.take(len - missing),
         }
     }
     fn path(&mut self, from: u64) -> u64 {
         if from == 0 || self.space() < PATH_MAX {
             return FAULTED;
         }
-        // SAFETY: the window has PATH_MAX bytes left there; a fault is caught.
-        match unsafe { stub_string(data(self.used), from, PATH_MAX) } {
+        match string_in(data(self.used), from, PATH_MAX) {
             -1 => FAULTED,
             // Too long: PATH_MAX + 1 bytes are reported, which no path may have.
             n if n as u64 > PATH_MAX => self.used | (PATH_MAX + 1) << 32,
@@ -88,7 +125,7 @@ impl Ahead {
             let [base, len] =
                 unsafe { core::ptr::read_volatile(data(start + i * 16) as *const [u64; 2]) };
             let len = len.min(self.space());
-            if copy(data(self.used), base, len).is_none() {
+            if copy_in(data(self.used), base, len).is_none() {
                 return FAULTED;
             }
             self.used += len;
@@ -127,8 +164,12 @@ pub fn describe_call(context: &mut UContext, request: &mut Request) {
             Kind::Struct(len) => ahead.bytes(value, u64::from(len)),
             Kind::In(n, scale) => {
                 let len = request.args[n as usize % 6].saturating_mul(u64::from(scale));
-                ahead.bytes(value, len)
+                if scale == 1 { ahead.prefix(value, len) } else { ahead.bytes(value, len) }
             }
+            Kind::Out(n) if request.args[n as usize % 6] == 0 => continue,
+            // SAFETY: a fault is caught, and the byte stays what it is.
+            Kind::Out(_) if is_app(value, 1) && unsafe { stub_probe(value) } == 0 => continue,
+            Kind::Out(_) => FAULTED,
             Kind::Gather(n) => ahead.gather(value, request.args[n as usize % 6]),
         };
     }
@@ -178,20 +219,17 @@ static FORKED: AtomicI32 = AtomicI32::new(0);
 fn carry_out(context: &mut UContext, s: &Step, held: &mut i32) -> i64 {
     let fault = |r: Option<()>| if r.is_some() { 0 } else { EFAULT };
     match s.op {
-        op::COPY_OUT if inside(s.a, s.c) => fault(copy(s.b, data(s.a), s.c)),
-        op::COPY_IN if inside(s.b, s.c) => fault(copy(data(s.b), s.a, s.c)),
-        op::STRING_IN if inside(s.b, s.c) => {
-            // SAFETY: bounds checked; a fault is caught.
-            match unsafe { stub_string(data(s.b), s.a, s.c) } {
-                -1 => EFAULT,
-                n if n as u64 > s.c => ENAMETOOLONG,
-                n => n - 1,
-            }
-        }
+        op::COPY_OUT if inside(s.a, s.c) => fault(copy_out(s.b, data(s.a), s.c)),
+        op::COPY_IN if inside(s.b, s.c) => fault(copy_in(data(s.b), s.a, s.c)),
+        op::STRING_IN if inside(s.b, s.c) => match string_in(data(s.b), s.a, s.c) {
+            -1 => EFAULT,
+            n if n as u64 > s.c => ENAMETOOLONG,
+            n => n - 1,
+        },
         op::STRINGS_IN if inside(s.b, s.c) => strings(s),
-        // SAFETY: a fault is caught.
-        op::ZERO => fault((unsafe { stub_zero(s.a, s.b) } == 0).then_some(())),
-        op::MOVE => fault(copy(s.b, s.a, s.c)),
+        // SAFETY: the app's memory; a fault is caught.
+        op::ZERO => fault((is_app(s.a, s.b) && unsafe { stub_zero(s.a, s.b) } == 0).then_some(())),
+        op::MOVE if is_app(s.a, s.c) => fault(copy_out(s.b, s.a, s.c)),
         op::MAP => {
             let flags = u64::from(MAP_ZEROES);
             host(nr::MMAP, [s.a, s.b, s.c & 7, flags, u64::MAX, 0]).min(0)
@@ -248,7 +286,9 @@ fn carry_out(context: &mut UContext, s: &Step, held: &mut i32) -> i64 {
             fault(deliver(context, &d))
         }
         op::REGISTERS if inside(s.a, REGISTERS as u64 * 8) => {
-            fault(copy(data(s.a), &raw const context.r8 as u64, REGISTERS as u64 * 8))
+            // SAFETY: from the signal stack to the window, bounds checked.
+            unsafe { stub_copy(data(s.a), &raw const context.r8 as u64, REGISTERS as u64 * 8) };
+            0
         }
         op::EXIT => exit(s.a & 0xff),
         _ => EINVAL,
@@ -271,7 +311,7 @@ fn strings(s: &Step) -> i64 {
     loop {
         let mut pointer = 0u64;
         let from = s.a.wrapping_add((s.d + count) * 8);
-        if copy(&raw mut pointer as u64, from, 8).is_none() {
+        if copy_in(&raw mut pointer as u64, from, 8).is_none() {
             return EFAULT;
         }
         if pointer == 0 {
@@ -279,8 +319,7 @@ fn strings(s: &Step) -> i64 {
             break;
         }
         let space = s.c - used;
-        // SAFETY: `space` bytes of the window are left there; a fault is caught.
-        match unsafe { stub_string(data(s.b + used), pointer, space) } {
+        match string_in(data(s.b + used), pointer, space) {
             -1 => return EFAULT,
             n if n as u64 > space => {
                 if count == 0 {
@@ -384,7 +423,7 @@ fn deliver(c: &mut UContext, d: &Delivery) -> Option<()> {
         // SAFETY: the host kernel built this frame.
         let len = unsafe { fp_len(c.fpstate) };
         sp = sp.wrapping_sub(len) & !63;
-        copy(sp, c.fpstate, len)?;
+        copy_out(sp, c.fpstate, len)?;
         context.fpstate = sp;
     }
     context.link = 0;
@@ -393,7 +432,7 @@ fn deliver(c: &mut UContext, d: &Delivery) -> Option<()> {
     context.oldmask = d.mask;
     let frame = Frame { restorer: d.restorer, context, info: d.info };
     sp = (sp.wrapping_sub(size_of::<Frame>() as u64) & !15).wrapping_sub(8);
-    copy(sp, &raw const frame as u64, size_of::<Frame>() as u64)?;
+    copy_out(sp, &raw const frame as u64, size_of::<Frame>() as u64)?;
     c.di = d.signal;
     c.si = sp + core::mem::offset_of!(Frame, info) as u64;
     c.dx = sp + core::mem::offset_of!(Frame, context) as u64;
@@ -409,17 +448,17 @@ fn deliver(c: &mut UContext, d: &Delivery) -> Option<()> {
 fn take_frame(c: &mut UContext) -> Option<(u64, [u64; 3])> {
     let mut theirs = *c;
     let from = c.sp; // the handler's return has popped the restorer's address
-    copy(&raw mut theirs as u64, from, size_of::<UContext>() as u64)?;
+    copy_in(&raw mut theirs as u64, from, size_of::<UContext>() as u64)?;
     if c.fpstate != 0 && theirs.fpstate != 0 {
         // SAFETY: the host kernel built this frame.
         let len = unsafe { fp_len(c.fpstate) };
         let mut mark = [0u32; 2];
-        copy(&raw mut mark as u64, theirs.fpstate.wrapping_add(464), 8)?;
+        copy_in(&raw mut mark as u64, theirs.fpstate.wrapping_add(464), 8)?;
         let ours = c.fpstate;
         if len > FXSAVE && u64::from(mark[1]) == len {
-            copy(ours, theirs.fpstate, len)?;
+            copy_in(ours, theirs.fpstate, len)?;
         } else {
-            copy(ours, theirs.fpstate, 464)?;
+            copy_in(ours, theirs.fpstate, 464)?;
         }
     }
     let kept = (c.flags, c.segments, c.fpstate, c.mask, c.stack, c.link);

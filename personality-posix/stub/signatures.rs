@@ -14,6 +14,9 @@ pub enum Kind {
     In(u8, u8),
     /// A structure of so many bytes; NULL is allowed.
     Struct(u8),
+    /// Memory that the call fills in with at most so many bytes as argument `.0` says: looked at ahead,
+    /// so that nothing is taken for a caller that cannot have it (a pipe's bytes).
+    Out(u8),
     /// An array of iovec, argument `.0` elements (at most 64), then what they refer to, as far as it fits.
     Gather(u8),
 }
@@ -46,7 +49,7 @@ const fn call(name: &'static str, given: &[Kind]) -> Signature {
 /// By number; an empty name where there is no such call.
 pub static SIGNATURES: [Signature; NUMBERS] = {
     let mut t = [NONE; NUMBERS];
-    t[0] = call("read", &[]);
+    t[0] = call("read", &[Value, Out(2)]);
     t[1] = call("write", &[Value, In(2, 1)]);
     t[2] = call("open", &[Path]);
     t[3] = call("close", &[]);
@@ -263,7 +266,7 @@ pub static SIGNATURES: [Signature; NUMBERS] = {
     t[214] = call("epoll_ctl_old", &[]);
     t[215] = call("epoll_wait_old", &[]);
     t[216] = call("remap_file_pages", &[]);
-    t[217] = call("getdents64", &[]);
+    t[217] = call("getdents64", &[Value, Out(2)]);
     t[218] = call("set_tid_address", &[]);
     t[219] = call("restart_syscall", &[]);
     t[220] = call("semtimedop", &[]);

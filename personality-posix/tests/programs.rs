@@ -70,7 +70,7 @@ fn both(script: &str) -> (String, String) {
     let path = dir.join("script");
     std::fs::write(&path, script).unwrap();
     let host = busybox()
-        .arg("sh")
+        .args(["timeout", "30", "/bin/busybox", "sh"])
         .arg(&path)
         .arg(&work)
         .env_clear()

@@ -1,5 +1,5 @@
 # Run on a host and on a node: both must say the same. $1: an empty folder.
-cd "$1" || exit 1
+w=$1; cd "$w" || exit 1
 echo "== files"; echo one > f1; echo two >> f1; cat f1; cp f1 f2; mv f2 f3; ln f1 f4; ln -s f1 l1; readlink l1; cat l1; ls; wc f1 f3; test -L l1 && echo link; test -f f1 && echo file
 stat -c '%a %h %s %F' f1; chmod 600 f1; stat -c '%a' f1; touch -d '2020-01-02 03:04:05' f1; stat -c '%Y' f1; rm f4; stat -c %h f1
 echo "== dirs"; mkdir -p d/e/f; touch d/e/f/x d/y; find d | sort; rmdir d/e 2>&1; rm -r d; ls -d d 2>&1; mkdir dd; cd dd; pwd; cd ..; rmdir dd
@@ -16,4 +16,4 @@ echo "== signals"; (trap 'echo got TERM; exit 4' TERM; kill -TERM $$_ 2>/dev/nul
 echo "== text"; printf 'b 2\na 1\nc 3\n' > t; sort t; sort -k2 -rn t; cut -d' ' -f2 t; awk '{s+=$2} END {print s}' t; sed 's/a/A/;2d' t; tr a-z A-Z < t; uniq -c t | head -1; tac t; rev t; nl t; paste t t; od -c t | head -2; md5sum t; base64 t; fold -w 2 t | head -2; diff t t && echo same; printf 'x\ny\n' > u; diff t u; cmp t u; grep -c 1 t; xargs echo < t; tee v < t > /dev/null; cat v; head -c 3 t; tail -n 1 t
 echo "== archives"; mkdir ar; cp t u v ar; tar czf a.tgz ar; tar tzf a.tgz | sort; mkdir un; tar xzf a.tgz -C un; diff -r ar un/ar && echo same; gzip -k t; gunzip -c t.gz | cmp - t && echo same; bzip2 -k u; bunzip2 -c u.bz2; xz -dc /dev/null 2>&1 | head -1; cpio -o < /dev/null 2>/dev/null | wc -c; rm -r ar un
 echo "== ids"; id -u; id -g; umask; umask 077; touch um; stat -c %a um; umask 022; chown 1000:1000 um; stat -c '%u %g' um
-echo "== misc"; test -t 0; echo $?; env | grep ^FOO; FOO=bar env | grep ^FOO; cd /; basename /a/b/c; dirname /a/b/c; cd "$1"; mkfifo ff; (echo through > ff) & cat ff; wait; du -k t | cut -f1; ls -l t | cut -c1-10; mktemp -d "$1/XXXXXX" | cut -c1-5; realpath l1; nohup echo nh 2>/dev/null; seq 3 | xargs -n1 echo i; find . -name 't*' | sort; which ls >/dev/null && echo found; sleep 0.05; time -f '' true; cat /dev/null; echo z > /dev/null; head -c 4 /dev/zero | od -An -tx1; truncate -s 10 tr; stat -c %s tr; sync; echo end
+echo "== misc"; test -t 0; echo $?; env | grep ^FOO; FOO=bar env | grep ^FOO; cd /; basename /a/b/c; dirname /a/b/c; cd "$w"; mkfifo ff; (echo through > ff) & cat ff; wait; du -k t | cut -f1; ls -l t | cut -c1-10; mktemp -d "$w/XXXXXX" | cut -c1-5; realpath l1; nohup echo nh 2>/dev/null; seq 3 | xargs -n1 echo i; find . -name 't*' | sort; which ls >/dev/null && echo found; sleep 0.05; time -f '' true; cat /dev/null; echo z > /dev/null; head -c 4 /dev/zero | od -An -tx1; truncate -s 10 tr; stat -c %s tr; sync; echo end
