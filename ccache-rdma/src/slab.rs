@@ -12,6 +12,7 @@ use crate::name::Name;
 use crate::set;
 use clustix_pd::region::Region;
 use std::sync::atomic::{AtomicU64, Ordering, fence};
+use std::time::Duration;
 
 /// Records of one set.
 struct Array {
@@ -34,8 +35,11 @@ const START: usize = 8;
 const MAGIC: u64 = 0x31_62_61_6c_73_78_6c_63; // "clxslab1"
 /// Records that a name may stand in, from where its hash points.
 const PROBES: usize = 64;
-/// Times that a lock held, or a record that changes while it is read, is tried again.
+/// Times that a lock held, or a record that changes while it is read, is tried again: the first
+/// [`SPINS`] at once, then after a [`PAUSE`] each, more than a second in all.
 const ATTEMPTS: usize = 10_000;
+const SPINS: usize = 1_000;
+const PAUSE: Duration = Duration::from_micros(100);
 
 const fn array(set: u16, records: usize, capacity: usize, base: usize) -> Array {
     Array { set, records, payload: capacity / 8, heads: base, places: base + records * HEAD }
@@ -128,6 +132,16 @@ impl<'a> Record<'a> {
     }
 }
 
+/// Before another look at a record that a thread is at: that thread may be one that the host does not
+/// let run for many milliseconds.
+fn pause(attempt: usize) {
+    if attempt < SPINS {
+        std::hint::spin_loop();
+    } else {
+        std::thread::sleep(PAUSE);
+    }
+}
+
 /// Held while a record is written.
 struct Locked<'a>(&'a AtomicU64);
 
@@ -194,7 +208,7 @@ impl Slab {
     /// Reads an object into `out` (cleared first).
     pub fn get(&self, name: Name, out: &mut Vec<u8>) -> Result<Version, CacheError> {
         let a = Self::array(name)?;
-        for _ in 0..ATTEMPTS {
+        for attempt in 0..ATTEMPTS {
             out.clear();
             let Some(r) = self.find(a, name) else { return Ok(Version::ABSENT) };
             if let Some(v) = r.read(Some(out))
@@ -202,7 +216,7 @@ impl Slab {
             {
                 return Ok(v);
             }
-            std::hint::spin_loop();
+            pause(attempt);
         }
         Err(CacheError::Busy)
     }
@@ -218,10 +232,7 @@ impl Slab {
             if taken.is_ok() {
                 return Ok(Locked(r.lock()));
             }
-            if i % 64 == 63 {
-                std::thread::yield_now();
-            }
-            std::hint::spin_loop();
+            pause(i);
         }
         Err(CacheError::Busy)
     }

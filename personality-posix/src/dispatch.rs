@@ -5,12 +5,24 @@ use crate::services::Services;
 use crate::signatures::SIGNATURES;
 use crate::{exec, ids, memory, misc, names, open, poll, process, rw, signal, stat, time, tty};
 use clustix_proto::Errno;
-use clustix_proto::errno::ENOSYS;
+use clustix_proto::errno::{EBUSY, EIO, ENOSYS};
+
+/// Makes a call. ENOSYS, counted by name, for one that is not there. What only the cluster's state
+/// can be the cause of is counted and logged: a program that does not look (stdio takes a failed
+/// read for the end of the file) goes on with half its input.
+pub async fn dispatch<S: Services>(call: &mut Call<'_, S>) -> Result<i64, Errno> {
+    let result = select(call).await;
+    if let Err(e @ (EIO | EBUSY)) = result {
+        let name = name(call.nr);
+        clustix_pd::metrics::add(&format!("posix_failed_total{{call=\"{name}\"}}"), 1);
+        tracing::warn!("{name} of process {}: {e}", call.process.pid);
+    }
+    result
+}
 
 macro_rules! calls {
     ($($number:literal => $function:path,)*) => {
-        /// Makes a call. ENOSYS, counted by name, for one that is not there.
-        pub async fn dispatch<S: Services>(call: &mut Call<'_, S>) -> Result<i64, Errno> {
+        async fn select<S: Services>(call: &mut Call<'_, S>) -> Result<i64, Errno> {
             match call.nr {
                 // Boxed, so that the future of one call is not as large as that of the largest.
                 $($number => Box::pin($function(call)).await,)*
@@ -176,9 +188,13 @@ calls! {
     318 => misc::sys_getrandom,
 }
 
-fn missing(nr: u64) -> Errno {
+fn name(nr: u64) -> &'static str {
     let name = usize::try_from(nr).ok().and_then(|n| SIGNATURES.get(n)).map_or("", |s| s.name);
-    let name = if name.is_empty() { "unknown" } else { name };
+    if name.is_empty() { "unknown" } else { name }
+}
+
+fn missing(nr: u64) -> Errno {
+    let name = name(nr);
     clustix_pd::metrics::add(&format!("posix_enosys_total{{call=\"{name}\"}}"), 1);
     ENOSYS
 }

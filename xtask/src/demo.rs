@@ -14,7 +14,7 @@ const TEXT: u64 = 20 << 20;
 /// The job, on the host and in the cluster: busybox programs alone. `$1` is the folder that holds
 /// `tree`; results go beside it, into `$2`.
 const JOB: &str = r#"
-set -e
+set -e -o pipefail
 cd "$1/tree"
 out="$1/$2"
 mkdir "$out"

@@ -55,6 +55,8 @@ pub fn run(all: bool, only: Option<&str>) -> Result<()> {
         let start = Instant::now();
         let mut cargo = Command::new(std::env::var_os("CARGO").unwrap_or_else(|| "cargo".into()));
         cargo.args(&args).current_dir(setup::workspace()).env("CLUSTIX_PROGRAM", &program);
+        // What failed says so itself; a stack behind each error hides it.
+        cargo.env("RUST_BACKTRACE", "0");
         if all {
             cargo.env("CLUSTIX_TEST_ALL", "1");
         }

@@ -6,11 +6,14 @@ use clustix_proto::errno::{self, Errno};
 use clustix_proto::object::{Attempts, Draft};
 use clustix_proto::process::{Group, MAX_CHILDREN, Pid, Process, Reply, name};
 
+/// Most PIDs in a row that may turn out to be in use.
+const MOST_TAKEN: u32 = 100;
+
 impl<C: Cache> Server<C> {
     /// A PID that is neither a process nor a group now; its create settles the rest.
     async fn free_pid(&self) -> Result<Pid, Errno> {
         let mut bytes = Vec::new();
-        for _ in 0..Attempts::MOST {
+        for _ in 0..MOST_TAKEN {
             let pid = self.cursor.next(&self.cache);
             let process = self.cache.get(name::process(pid), &mut bytes).await?;
             let group = self.cache.get(name::group(pid), &mut bytes).await?;

@@ -136,34 +136,46 @@ impl<'c, C: Cache> Draft<'c, C> {
     }
 }
 
-/// The bound on an optimistic handler's tries.
+/// The bound on an optimistic handler's tries: a time, for what is in the way is another's success,
+/// and on a machine that is busy with other things that other may not run for long.
 pub struct Attempts {
-    left: u32,
+    until: u64,
     pause_ns: u64,
 }
 
 impl Attempts {
-    /// Most tries. With the pauses between them (20 µs doubling to 4 ms) about 0.4 s.
-    pub const MOST: u32 = 100;
+    /// How long tries go on, ns.
+    pub const PATIENCE: u64 = 10_000_000_000;
+    /// First and longest pause between two tries, ns.
+    const PAUSES: (u64, u64) = (20_000, 4_000_000);
 
     /// None used yet.
     #[allow(clippy::new_without_default)]
     pub fn new() -> Attempts {
-        Attempts { left: Self::MOST, pause_ns: 0 }
+        Attempts { until: 0, pause_ns: 0 }
     }
 
-    /// After a conflict: pauses, then lets the handler try again; EBUSY when it has tried often
+    /// After a conflict: pauses, then lets the handler try again; EBUSY when it has tried for long
     /// enough.
     pub async fn again(&mut self) -> Result<(), Errno> {
-        self.left = self.left.checked_sub(1).ok_or(errno::EBUSY)?;
         if self.pause_ns == 0 {
             // The first conflict is mostly over by now.
             exec::yield_now().await;
-            self.pause_ns = 20_000;
-        } else {
-            exec::sleep_until(exec::now_ns() + self.pause_ns).await;
-            self.pause_ns = (self.pause_ns * 2).min(4_000_000);
+            self.pause_ns = Self::PAUSES.0;
+            return Ok(());
         }
+        let now = exec::now_ns();
+        if self.until == 0 {
+            self.until = now + Self::PATIENCE;
+        }
+        if now >= self.until {
+            return Err(errno::EBUSY);
+        }
+        // Those who lost the same race do not meet again: half of the pause is by chance.
+        let half = self.pause_ns / 2;
+        let chance = now.wrapping_mul(0x9e37_79b9_7f4a_7c15) >> 32;
+        exec::sleep_until(now + half + chance % half).await;
+        self.pause_ns = (self.pause_ns * 2).min(Self::PAUSES.1);
         Ok(())
     }
 }

@@ -1,16 +1,12 @@
 //! Optimistic transactions: one attempt reads objects, changes copies, and commits all of it or
-//! nothing; an attempt that lost a race is made again, a bounded number of times.
+//! nothing; an attempt that lost a race is made again, for a bounded time ([`Attempts`]).
 
-use crate::dir;
 use clustix_ccache::cache::{Cache, CacheError, Expect, MAX_OBJECTS, Transaction, Version, Write};
 use clustix_ccache::name::Name;
-use clustix_proto::errno::{EAGAIN, EIO};
+use clustix_proto::errno::EIO;
+use clustix_proto::object::Attempts;
 use clustix_proto::{Answer, Errno};
 use std::collections::{BTreeMap, BTreeSet};
-
-/// Most attempts of one operation. Only other operations' successes make one fail, and the pauses
-/// between attempts grow, so this many mean a livelock that the caller should hear of (EAGAIN).
-pub const RETRIES: u32 = 200;
 
 /// Why an attempt ended without an effect.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
@@ -38,14 +34,14 @@ impl From<CacheError> for Stop {
 
 /// Makes attempts until one ends otherwise than with [`Stop::Again`].
 pub async fn retry<R>(mut attempt: impl AsyncFnMut() -> Result<R, Stop>) -> Answer<R> {
-    for n in 0..RETRIES {
+    let mut attempts = Attempts::new();
+    loop {
         match attempt().await {
             Ok(r) => return Ok(r),
             Err(Stop::Fail(e)) => return Err(e),
-            Err(Stop::Again) => dir::back_off(n).await,
+            Err(Stop::Again) => attempts.again().await?,
         }
     }
-    Err(EAGAIN)
 }
 
 pub(crate) struct Object {

@@ -8,12 +8,10 @@
 //! The order is public: a *position* is the hash's upper 63 bits, and two names of one directory never
 //! have the same one (the second is answered ENOSPC), so that readdir(3) resumes exactly.
 
-use crate::attempt::RETRIES;
-use crate::number;
 use crate::object::{Block, LEAF_BYTES, NameRef, encode_block};
 use clustix_ccache::cache::{Cache, CacheError, Transaction, Version};
-use clustix_pd::exec;
-use clustix_proto::errno::{EAGAIN, EIO, ENAMETOOLONG, ENOENT, ENOSPC, ENOTDIR};
+use clustix_proto::errno::{EIO, ENAMETOOLONG, ENOENT, ENOSPC, ENOTDIR};
+use clustix_proto::object::Attempts;
 use clustix_proto::vfs::{Dentry, DirBlock, NAME_MAX, mode::S_IFDIR, name};
 use clustix_proto::{Answer, Errno};
 use xxhash_rust::xxh3::xxh3_64_with_seed;
@@ -65,7 +63,8 @@ pub(crate) async fn find_leaf<C: Cache>(
     hash: u64,
     bytes: &mut Vec<u8>,
 ) -> Answer<Leaf> {
-    for _ in 0..RETRIES {
+    let mut attempts = Attempts::new();
+    loop {
         let mut node = TRIE_ROOT;
         loop {
             let version = cache.get(name::dirblock(ino, node), bytes).await?;
@@ -82,9 +81,8 @@ pub(crate) async fn find_leaf<C: Cache>(
                 Block::Split => node = child(node, hash),
             }
         }
-        exec::yield_now().await;
+        attempts.again().await?;
     }
-    Err(EAGAIN)
 }
 
 /// Looks `name` up in directory `ino`: its inode number and type bits. No permission is checked.
@@ -262,15 +260,6 @@ pub(crate) fn is_small(node: u32, bytes: usize) -> bool {
     // Joins of an eighth and less: far enough from a split that names coming and going do not
     // split and join by turns.
     node > TRIE_ROOT && bytes < LEAF_BYTES / 8
-}
-
-/// A pause before the next try, longer with each: spreads those who lost the same race.
-pub(crate) async fn back_off(attempt: u32) {
-    if attempt < 2 {
-        return exec::yield_now().await;
-    }
-    let most = 20_000u64 << attempt.min(8);
-    exec::sleep_until(exec::now_ns() + number::random() % most).await;
 }
 
 #[cfg(test)]

@@ -6,14 +6,14 @@
 //! read. Truncation makes the size smaller first and takes the pages after; until they are gone the
 //! file may not grow over them, so that they are never seen again ([`trim`]).
 
-use crate::attempt::{RETRIES, Stop, retry};
+use crate::attempt::{Stop, retry};
 use crate::permission::without_set_id;
 use crate::walk::Walked;
-use crate::{dir, extent, object};
+use crate::{extent, object};
 use clustix_ccache::cache::{Cache, CacheError, Expect, MAX_OBJECTS, Transaction, Version, Write};
-use clustix_pd::exec;
 use clustix_proto::Answer;
-use clustix_proto::errno::{EAGAIN, EFBIG, EINVAL, EISDIR, ENODEV, ENOENT, ENOSPC};
+use clustix_proto::errno::{EFBIG, EINVAL, EISDIR, ENODEV, ENOENT, ENOSPC};
+use clustix_proto::object::Attempts;
 use clustix_proto::vfs::{Backing, Credentials, Inode, MAX_FILE_SIZE, PAGE_SIZE, name};
 
 /// Most bytes of one write transaction: 16 pages.
@@ -83,7 +83,8 @@ fn check_kind(inode: &Inode) -> Answer<()> {
 /// the file. Holes read as zero. Each page is as some moment had it.
 pub async fn read<C: Cache>(cache: &C, ino: u64, offset: u64, out: &mut [u8]) -> Answer<usize> {
     let mut page = Vec::with_capacity(PAGE_SIZE);
-    for _ in 0..RETRIES {
+    let mut attempts = Attempts::new();
+    loop {
         let file = crate::stat(cache, ino).await?;
         check_kind(&file.inode)?;
         let left = file.inode.size.saturating_sub(offset);
@@ -91,9 +92,8 @@ pub async fn read<C: Cache>(cache: &C, ino: u64, offset: u64, out: &mut [u8]) ->
         if read_at(cache, &file, offset, &mut out[..len], &mut page).await? {
             return Ok(len);
         }
-        exec::yield_now().await;
+        attempts.again().await?;
     }
-    Err(EAGAIN)
 }
 
 /// `false`: a page was missing because the file changed.
@@ -258,8 +258,8 @@ pub(crate) async fn resize<C: Cache>(
 /// no name and no opener, in bounded steps. Several may do this at once, beside other writers.
 pub(crate) async fn trim<C: Cache>(cache: &C, ino: u64) -> Answer<()> {
     // Each step that succeeds makes the extents smaller; the bound is on those that lose a race.
-    let mut lost = 0;
-    while lost < RETRIES {
+    let mut attempts = Attempts::new();
+    loop {
         let Some(Walked { mut inode, version, .. }) = object::inode(cache, ino).await? else {
             return Ok(());
         };
@@ -279,13 +279,9 @@ pub(crate) async fn trim<C: Cache>(cache: &C, ino: u64) -> Answer<()> {
         extent::truncate(&mut inode.extents, u64::from(*lowest));
         t = t.put(name::inode(ino), version, object::encode_inode(&inode)?);
         match cache.transact(t).await {
-            Ok(()) => {}
-            Err(CacheError::Conflict | CacheError::Busy) => {
-                dir::back_off(lost).await;
-                lost += 1;
-            }
+            Ok(()) => attempts = Attempts::new(),
+            Err(CacheError::Conflict | CacheError::Busy) => attempts.again().await?,
             Err(e) => return Err(e.into()),
         }
     }
-    Err(EAGAIN)
 }

@@ -1,11 +1,10 @@
 //! Path resolution (path_resolution(7)) on cached objects.
 
-use crate::attempt::RETRIES;
 use crate::{dir, object, permission};
 use clustix_ccache::cache::{Cache, Version};
-use clustix_pd::exec;
 use clustix_proto::Answer;
 use clustix_proto::errno::{EACCES, EIO, ELOOP, ENAMETOOLONG, ENOENT, ENOTDIR};
+use clustix_proto::object::Attempts;
 use clustix_proto::vfs::{Credentials, Inode, PATH_MAX, ROOT, SYMLINK_DEPTH};
 
 /// An inode as a walk found it.
@@ -54,15 +53,15 @@ pub async fn walk<C: Cache>(
     follow_last: bool,
 ) -> Answer<Walked> {
     check_path(path)?;
-    for _ in 0..RETRIES {
+    let mut attempts = Attempts::new();
+    loop {
         let mut walker = Walker::begin(cache, cred, start, path, 0).await?;
         match walker.walk_to_end(follow_last).await? {
             Some(found) => return Ok(found),
-            // A name was read whose inode is gone: the name has changed since.
-            None => exec::yield_now().await,
+            // A name was read whose inode is gone: the name has changed since, or is damaged.
+            None => attempts.again().await.map_err(|_| EIO)?,
         }
     }
-    Err(EIO)
 }
 
 /// Resolves `path` up to its last component. `links` counts symbolic links followed so far, for a
@@ -75,22 +74,23 @@ pub async fn walk_parent<C: Cache>(
     links: &mut usize,
 ) -> Answer<Parent> {
     check_path(path)?;
-    for _ in 0..RETRIES {
+    let mut attempts = Attempts::new();
+    loop {
         let mut walker = Walker::begin(cache, cred, start, path, *links).await?;
         match walker.walk_to_parent().await? {
             Some(parent) => {
                 *links = walker.links;
                 return Ok(parent);
             }
-            None => exec::yield_now().await,
+            None => attempts.again().await.map_err(|_| EIO)?,
         }
     }
-    Err(EIO)
 }
 
 /// The absolute path of directory `ino`, for getcwd(2): ENOENT if it was removed.
 pub async fn path_of<C: Cache>(cache: &C, ino: u64) -> Answer<Vec<u8>> {
-    'again: for _ in 0..RETRIES {
+    let mut attempts = Attempts::new();
+    'again: loop {
         let mut parts: Vec<Vec<u8>> = Vec::new();
         let (mut at, mut len) = (ino, 0);
         while at != ROOT {
@@ -108,7 +108,7 @@ pub async fn path_of<C: Cache>(cache: &C, ino: u64) -> Answer<Vec<u8>> {
                 }
                 // Renamed or removed between the two reads.
                 Ok(None) | Err(ENOENT) => {
-                    exec::yield_now().await;
+                    attempts.again().await?;
                     continue 'again;
                 }
                 Err(e) => return Err(e),
@@ -129,7 +129,6 @@ pub async fn path_of<C: Cache>(cache: &C, ino: u64) -> Answer<Vec<u8>> {
         }
         return Ok(path);
     }
-    Err(ENOENT)
 }
 
 fn check_path(path: &[u8]) -> Answer<()> {

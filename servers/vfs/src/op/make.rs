@@ -6,6 +6,7 @@ use crate::walk::{Last, walk_parent};
 use crate::{dir, object, open};
 use clustix_ccache::cache::{Cache, Expect};
 use clustix_proto::errno::*;
+use clustix_proto::object::Attempts;
 use clustix_proto::vfs::mode::*;
 use clustix_proto::vfs::{Backing, Credentials, Dentry, Inode, LINK_MAX, SYMLINK_DEPTH, name};
 use clustix_proto::{Answer, Errno};
@@ -35,7 +36,8 @@ pub async fn create<C: Cache>(
         openers: 1 << (cache.node() & 15),
     };
     let (mut start, mut path, mut links) = (start, path.to_vec(), 0);
-    for _ in 0..crate::attempt::RETRIES {
+    let mut attempts = Attempts::new();
+    loop {
         let parent = walk_parent(cache, cred, start, &path, &mut links).await?;
         let Last::Name(name) = parent.last else {
             return Err(if exclusive { EEXIST } else { EISDIR });
@@ -68,9 +70,8 @@ pub async fn create<C: Cache>(
                 r => return r,
             },
         }
-        clustix_pd::exec::yield_now().await;
+        attempts.again().await?;
     }
-    Err(EAGAIN)
 }
 
 /// mkdir(2).
