@@ -675,15 +675,17 @@ impl Service {
             view.members.iter().map(|m| (m.slot, m.incarnation)).collect();
         eprintln!("ccache: view {epoch}: {members:?}, {:?}", view.survival());
         let now = exec::now_ns();
-        self.view = view.clone();
+        let before = std::mem::replace(&mut self.view, view.clone());
         self.lease.install(view.slots());
         self.watch.install(now, slot, members.iter().copied());
         self.suspected.retain(|s, i| members.contains(&(*s, *i)));
-        self.rebuilt.retain(|(s, _, shards)| {
-            shards.iter().any(|x| {
-                view.shards.get(usize::from(*x)).is_some_and(|r| r.rebuilding.contains(*s))
-            })
-        });
+        for (s, _, shards) in &mut self.rebuilt {
+            shards.retain(|x| {
+                let x = Shard(*x);
+                view.replicas(x).rebuilding.contains(*s) && !view.copies_anew(&before, x)
+            });
+        }
+        self.rebuilt.retain(|(_, _, shards)| !shards.is_empty());
         for s in (0..SHARDS).map(Shard) {
             let primary = view.primary(s).map_or(0, |p| u64::from(p) + 1);
             self.parts.arena.set_control(control::primary(s), primary);

@@ -295,6 +295,13 @@ impl View {
         next
     }
 
+    /// Whether copies of `shard` that were filled in `before` no longer count in this view, the next
+    /// one: its primary changed, or another copy began.
+    pub fn copies_anew(&self, before: &View, shard: Shard) -> bool {
+        let (now, before) = (self.replicas(shard), before.replicas(shard));
+        now.primary != before.primary || !now.rebuilding.minus(before.rebuilding).is_empty()
+    }
+
     /// The next view, in which `slot`'s copies of `shards` count. Shards that `slot` is not
     /// rebuilding are left as they are. `None` if nothing changes.
     pub fn rebuilt(&self, slot: u8, shards: &[Shard]) -> Option<View> {

@@ -110,6 +110,72 @@ fn whole(cluster: &Cluster, evicted: &mut u64) -> Result<()> {
     }
 }
 
+/// What the rounds gave, times in ms.
+#[derive(Default)]
+struct Rounds {
+    /// From each kill to the first request served.
+    served: Vec<u128>,
+    /// From each start to all copies rebuilt.
+    rebuilt: Vec<u128>,
+    /// Kills that met a writer on the node, and that met none.
+    under_way: u64,
+    idle: u64,
+    /// Live nodes that were suspected.
+    evicted: u64,
+}
+
+fn kill_rounds(
+    cluster: &Cluster,
+    writers: &[Arc<Writer>],
+    random: &mut Random,
+    rounds: usize,
+) -> Result<Rounds> {
+    let mut r = Rounds::default();
+    let mut round = 0;
+    // A victim that was evicted by mistake before it could be killed makes no round.
+    for _ in 0..2 * rounds {
+        if r.served.len() == rounds {
+            break;
+        }
+        whole(cluster, &mut r.evicted).with_context(|| format!("round {round}"))?;
+        // The kill must meet writers at work: wait for one more file of each.
+        for w in writers {
+            let seen = w.count();
+            let until = Instant::now() + Duration::from_secs(30);
+            while w.count() == seen {
+                ensure!(Instant::now() < until, "round {round}: {} does not go on", w.name);
+                std::thread::sleep(Duration::from_millis(1));
+            }
+        }
+        std::thread::sleep(Duration::from_millis(random.below(50)));
+        let victim = random.below(NODES.into()) as u8;
+        let there =
+            writers.iter().filter(|w| w.node.load(Ordering::Acquire) == u64::from(victim)).count();
+        if there > 0 {
+            r.under_way += 1
+        } else {
+            r.idle += 1
+        }
+        let killed = Instant::now();
+        let kill = cluster.cli(["kill-node", &victim.to_string()])?;
+        if kill.errors().contains("is down") {
+            // It was suspected, though it lived, since the round began.
+            continue;
+        }
+        kill.ok()?;
+        let script = format!("echo {round} > /served; cat /served");
+        let out = Program::start(cluster.sh_command(None, &script), b"")?.end()?.ok()?;
+        ensure!(out.text().trim() == round.to_string(), "{out:?}");
+        r.served.push(killed.elapsed().as_millis());
+        let started = Instant::now();
+        cluster.cli(["start-node", &victim.to_string()])?.ok()?;
+        whole(cluster, &mut r.evicted).with_context(|| format!("round {round}"))?;
+        r.rebuilt.push(started.elapsed().as_millis());
+        round += 1;
+    }
+    Ok(r)
+}
+
 #[test]
 fn no_acknowledged_file_is_lost() -> Result<()> {
     let mut random = Random::seeded("failover");
@@ -146,57 +212,15 @@ fn no_acknowledged_file_is_lost() -> Result<()> {
             std::thread::spawn(move || w.run(seed))
         })
         .collect();
-    let mut served = Vec::new();
-    let mut rebuilt = Vec::new();
-    let (mut under_way, mut idle, mut evicted) = (0, 0, 0);
-    let mut round = 0;
-    // A victim that was evicted by mistake before it could be killed makes no round.
-    for _ in 0..2 * rounds {
-        if served.len() == rounds {
-            break;
-        }
-        whole(&cluster, &mut evicted).with_context(|| format!("round {round}"))?;
-        // The kill must meet writers at work: wait for one more file of each.
-        for w in &writers {
-            let seen = w.count();
-            let until = Instant::now() + Duration::from_secs(30);
-            while w.count() == seen {
-                ensure!(Instant::now() < until, "round {round}: {} does not go on", w.name);
-                std::thread::sleep(Duration::from_millis(1));
-            }
-        }
-        std::thread::sleep(Duration::from_millis(random.below(50)));
-        let victim = random.below(NODES.into()) as u8;
-        let there =
-            writers.iter().filter(|w| w.node.load(Ordering::Acquire) == u64::from(victim)).count();
-        if there > 0 {
-            under_way += 1
-        } else {
-            idle += 1
-        }
-        let killed = Instant::now();
-        let kill = cluster.cli(["kill-node", &victim.to_string()])?;
-        if kill.errors().contains("is down") {
-            // It was suspected, though it lived, since the round began.
-            continue;
-        }
-        kill.ok()?;
-        let script = format!("echo {round} > /served; cat /served");
-        let out = Program::start(cluster.sh_command(None, &script), b"")?.end()?.ok()?;
-        ensure!(out.text().trim() == round.to_string(), "{out:?}");
-        served.push(killed.elapsed().as_millis());
-        let started = Instant::now();
-        cluster.cli(["start-node", &victim.to_string()])?.ok()?;
-        whole(&cluster, &mut evicted).with_context(|| format!("round {round}"))?;
-        rebuilt.push(started.elapsed().as_millis());
-        round += 1;
-    }
+    let rounds_went = kill_rounds(&cluster, &writers, &mut random, rounds);
+    // Also after a failure: who writes on holds the cluster, which would not be taken down.
     for w in &writers {
         w.stop.store(true, Ordering::Release);
     }
     for thread in threads {
         thread.join().map_err(|_| anyhow::anyhow!("a writer panicked"))??;
     }
+    let Rounds { mut served, mut rebuilt, under_way, idle, evicted } = rounds_went?;
     // Every acknowledged file, from a node of its own, against the oracle.
     let back = tempfile::tempdir()?;
     let mut checked = 0;

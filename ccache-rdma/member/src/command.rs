@@ -1,5 +1,6 @@
 //! What raft replicates: commands that make one view from another, as a pure state machine.
 
+use clustix_ccache::name::Shard;
 use clustix_ccache::request::shards;
 use clustix_ccache::view::{MAX_NODES, Member, View};
 use serde::{Deserialize, Serialize};
@@ -65,6 +66,14 @@ impl State {
             && self.highest.get(usize::from(m.slot)).is_none_or(|h| m.incarnation > *h)
     }
 
+    /// Whether it is news that `slot`'s copy of a shard was complete in view `epoch`: it is not
+    /// recorded yet, and nothing since has made that copy worthless.
+    pub fn counts(&self, slot: u8, epoch: u64, shard: u16) -> bool {
+        let i = usize::from(shard);
+        self.since.get(i).is_some_and(|since| epoch >= *since)
+            && self.view.shards.get(i).is_some_and(|r| r.rebuilding.contains(slot))
+    }
+
     /// Applies a command.
     pub fn apply(&mut self, command: &Command) -> Applied {
         let v = &self.view;
@@ -81,9 +90,7 @@ impl State {
             }
             Command::Rebuilt { slot, epoch, shards: numbers } => {
                 let mut valid = shards(numbers);
-                valid.retain(|s| {
-                    self.since.get(usize::from(s.0)).is_some_and(|since| epoch >= since)
-                });
+                valid.retain(|s| self.counts(*slot, *epoch, s.0));
                 v.rebuilt(*slot, &valid)
             }
             Command::Rehome { to, shards: numbers } => v.rehome(*to, &shards(numbers)),
@@ -93,11 +100,8 @@ impl State {
         let changed = next.is_some();
         if let Some(next) = next {
             self.since.resize(next.shards.len(), 0);
-            for (i, (since, now)) in self.since.iter_mut().zip(&next.shards).enumerate() {
-                let before = self.view.shards.get(i).copied().unwrap_or_default();
-                if now.primary != before.primary
-                    || !now.rebuilding.minus(before.rebuilding).is_empty()
-                {
+            for (i, since) in self.since.iter_mut().enumerate() {
+                if next.copies_anew(&self.view, Shard(i as u16)) {
                     *since = next.epoch;
                 }
             }

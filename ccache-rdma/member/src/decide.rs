@@ -207,14 +207,13 @@ impl Situation {
     }
 
     fn record(&self) -> Option<Step> {
-        let ((slot, epoch), shards) = self.rebuilt.iter().find(|((slot, _), shards)| {
-            shards.iter().any(|s| {
-                let r = self.state.view.shards.get(usize::from(*s));
-                r.is_some_and(|r| r.rebuilding.contains(*slot))
-            })
-        })?;
-        let shards = shards.iter().copied().collect();
-        Some(Step::Propose(Command::Rebuilt { slot: *slot, epoch: *epoch, shards }))
+        self.rebuilt.iter().find_map(|((slot, epoch), shards)| {
+            let counts = |s: &u16| self.state.counts(*slot, *epoch, *s);
+            let shards: Vec<u16> = shards.iter().copied().filter(counts).collect();
+            let command = Command::Rebuilt { slot: *slot, epoch: *epoch, shards };
+            let news = matches!(&command, Command::Rebuilt { shards, .. } if !shards.is_empty());
+            news.then_some(Step::Propose(command))
+        })
     }
 }
 
@@ -303,6 +302,25 @@ mod tests {
         assert_eq!(gave_up.decide(), Some(Step::SetVoters([16, 18].into())));
         s.state.apply(&Command::Join(member(1, 2)));
         assert_eq!(s.decide(), None);
+    }
+
+    #[test]
+    fn a_copy_that_counts_no_more_does_not_hide_one_that_does() {
+        let mut s = three();
+        s.state.apply(&Command::Evict { slot: 0, incarnation: 1 });
+        s.state.apply(&Command::Join(member(0, 2)));
+        let early = s.state.view.epoch;
+        s.state.apply(&Command::Evict { slot: 2, incarnation: 1 });
+        s.state.apply(&Command::Join(member(2, 2)));
+        let now = s.state.view.epoch;
+        s.voters = [32, 17, 34].into();
+        s.nodes = s.voters.clone();
+        let all = || (0..1024).collect::<BTreeSet<u16>>();
+        s.rebuilt = [((0, early), all())].into();
+        assert_eq!(s.decide(), None, "that report was overtaken");
+        s.rebuilt.insert((2, now), all());
+        let Some(Step::Propose(command)) = s.decide() else { panic!("nothing is recorded") };
+        assert!(s.state.apply(&command).changed, "{command:?}");
     }
 
     #[test]

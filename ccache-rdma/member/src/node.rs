@@ -440,12 +440,12 @@ impl Governor {
         if leader.is_some() {
             self.heard_of_leader = self.heard_of_leader.max(now);
         }
-        let still = |r: &Rebuilt| {
-            r.2.iter().any(|s| {
-                view.shards.get(usize::from(*s)).is_some_and(|x| x.rebuilding.contains(r.0))
-            })
-        };
-        self.pending.retain(still);
+        {
+            let state = self.state.borrow();
+            self.pending.retain(|(slot, epoch, shards)| {
+                shards.iter().any(|s| state.counts(*slot, *epoch, *s))
+            });
+        }
         self.own.retain(|(slot, incarnation), _| {
             view.member(*slot).is_some_and(|m| m.incarnation == *incarnation)
         });
