@@ -12,8 +12,10 @@ use clustix_ccache::service::{Config, Parts, Service};
 use clustix_ccache::set::{self, Class};
 use clustix_ccache::slab::{self, Slab};
 use clustix_ccache::view::{Member, View};
-use clustix_pd::{Region, channel, exec};
+use clustix_pd::region::Mapping;
+use clustix_pd::{Client, Region, channel, exec};
 use std::collections::BTreeMap;
+use std::os::fd::AsFd;
 use std::os::unix::net::UnixListener;
 use std::path::PathBuf;
 use std::sync::atomic::{AtomicBool, Ordering};
@@ -72,7 +74,12 @@ impl Cluster {
         let (a, s, flag) = (arena.clone(), slab.clone(), stop.clone());
         let thread = std::thread::spawn(move || {
             let (ring, server) = channel::pair(channel::WINDOW).unwrap();
-            give.send(ring).unwrap();
+            // Membership has a ring of its own: its bells are not the client's.
+            let region = Region::anonymous(channel::channel_len(channel::WINDOW)).unwrap();
+            let fd = region.as_fd().unwrap();
+            let end = || Mapping::new(fd.as_fd(), region.len(), true).unwrap();
+            server.adopt_for_test(end(), channel::WINDOW).unwrap();
+            give.send((ring, Client::new(end(), channel::WINDOW).unwrap())).unwrap();
             let config =
                 Config { timing: TIMING, first_incarnation: incarnation == 1, ..Config::default() };
             let parts = Parts {
@@ -87,7 +94,7 @@ impl Cluster {
             };
             Service::new(parts, Rights(u64::MAX)).run(|| flag.load(Ordering::Relaxed))
         });
-        let ring = take.recv().unwrap();
+        let (ring, member) = take.recv().unwrap();
         let class = |c| Some(arena.region(RegionId::Class(c)).clone());
         let client = CacheClient::from_parts(
             ring,
@@ -96,7 +103,8 @@ impl Cluster {
             Class::ALL.map(class),
             Some(slab),
         );
-        let (events, source) = (self.sender.clone(), client.clone());
+        let source = CacheClient::from_parts(member, slot, None, Class::ALL.map(|_| None), None);
+        let events = self.sender.clone();
         std::thread::spawn(move || {
             while let Ok(e) = exec::block_on(source.next_event()) {
                 if events.send((slot, incarnation, e)).is_err() {
