@@ -9,7 +9,7 @@ use crate::window::{Delivery, Request};
 use clustix_pd::exec;
 use clustix_proto::Errno;
 use clustix_proto::errno::*;
-use clustix_proto::process::{self, Process, SignalInfo, State, Target, name};
+use clustix_proto::process::{self, Pid, Process, SignalInfo, State, Target, name};
 use std::sync::atomic::Ordering;
 
 /// Signals whose default action is to ignore them: SIGCHLD, SIGURG, SIGWINCH, SIGCONT (its effect
@@ -36,6 +36,16 @@ const MINSIGSTKSZ: u64 = 2048;
 /// A process is to end with this wait status.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub struct End(pub i32);
+
+impl End {
+    /// The end of a process that cannot go on for no fault of its own, as if killed: said in the log,
+    /// for its parent is not told why.
+    pub fn forced(pid: Pid, why: impl std::fmt::Display) -> End {
+        clustix_pd::metrics::add("posix_forced_ends_total", 1);
+        tracing::warn!("process {pid} cannot go on: {why}");
+        End(9)
+    }
+}
 
 /// A handler to be called.
 pub struct Caught {
@@ -84,7 +94,8 @@ pub async fn next<S: Services>(
     node: &Node<S>,
     process: &mut ProcessContext,
 ) -> Result<Option<Caught>, End> {
-    let unreachable_object = |_: Errno| End(9);
+    let pid = process.pid;
+    let unreachable_object = |e: Errno| End::forced(pid, e);
     loop {
         check_death(process)?;
         if process.running.pending.load(Ordering::Acquire) & process.state.effective() == 0 {

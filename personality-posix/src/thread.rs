@@ -57,7 +57,7 @@ pub fn start<S: Services>(
             let end = lived.unwrap_or_else(|_| {
                 PANICS.fetch_add(1, Ordering::Relaxed);
                 clustix_pd::metrics::add("posix_worker_panics_total", 1);
-                End(9)
+                End::forced(process.pid, "a fault of the personality")
             });
             exec::block_on(lifecycle::finish(&node, &mut process, end.0));
         }
@@ -78,7 +78,7 @@ async fn live<S: Services>(
 ) -> Result<Never, End> {
     let hello = next(node, process).await?;
     if hello.kind != kind::HELLO {
-        return Err(End(9));
+        return Err(End::forced(process.pid, "its stub does not say hello"));
     }
     process.window.word(at::PID).store(process.pid, Ordering::Relaxed);
     let mut cpu = Affinity::default();
@@ -96,7 +96,8 @@ async fn live<S: Services>(
         Start::Child { stack, tid_at } => {
             if stack != 0 {
                 let set = [step(op::SET_SP, [stack, 0, 0, 0])];
-                process.program(&[], &set).await.map_err(|_| End(9))?;
+                let set = process.program(&[], &set).await;
+                set.map_err(|e| End::forced(process.pid, e))?;
             }
             let mut outs = Vec::new();
             if tid_at != 0 {
@@ -123,14 +124,15 @@ async fn live<S: Services>(
             kind::FAULT => {
                 let caught = signal::exception(process, &r)?;
                 enter(process, &caught, r.sp, &[], true).await?;
-                process.save(node.services.cache()).await.map_err(|_| End(9))?;
+                let saved = process.save(node.services.cache()).await;
+                saved.map_err(|e| End::forced(process.pid, e))?;
             }
             // The copies of the reply failed.
             kind::DONE if r.failed != 0 => {
                 leave(node, process, &r, Outcome::Result(Err(EFAULT)), Vec::new()).await?;
             }
             // Only a stub that its app has tampered with says anything else.
-            _ => return Err(End(9)),
+            _ => return Err(End::forced(process.pid, "its stub says what no stub does")),
         }
     }
 }
@@ -151,7 +153,8 @@ async fn next<S: Services>(
         let due = running.pending.load(Ordering::Acquire) & process.state.effective() != 0;
         if due && !preempted {
             // Only what the object says counts; and what simply ends the process needs no handler.
-            let object = signal::refresh(node, process).await.map_err(|_| End(9))?;
+            let object = signal::refresh(node, process).await;
+            let object = object.map_err(|e| End::forced(process.pid, e))?;
             let ready = object.pending & process.state.effective();
             if let Some(signal) = signal::fatal(process, ready) {
                 return Err(End(i32::from(signal)));
@@ -223,7 +226,8 @@ async fn leave<S: Services>(
     }
     if let Outcome::Result(Err(RESTART | RESTART_NOHAND | EPIPE)) = outcome {
         // Perhaps for a signal that this call itself sent: seen now, not when the inbox tells.
-        signal::refresh(node, process).await.map_err(|_| End(9))?;
+        let object = signal::refresh(node, process).await;
+        object.map_err(|e| End::forced(process.pid, e))?;
     }
     let mut sp = r.sp;
     while let Some(caught) = signal::next(node, process).await? {
@@ -241,7 +245,8 @@ async fn leave<S: Services>(
             Outcome::Result(v) => result(v),
         };
         sp = enter(process, &caught, sp, &before, false).await?;
-        process.save(node.services.cache()).await.map_err(|_| End(9))?;
+        let saved = process.save(node.services.cache()).await;
+        saved.map_err(|e| End::forced(process.pid, e))?;
     }
     match outcome {
         Outcome::Registers => steps.push(step(op::RETURN, [0, 1, 0, 0])),
@@ -257,7 +262,7 @@ async fn leave<S: Services>(
             steps.push(step(op::RETURN, [v, 0, 0, 0]));
         }
     }
-    process.order(&data, &steps).map_err(|_| End(9))
+    process.order(&data, &steps).map_err(|e| End::forced(process.pid, e))
 }
 
 fn result(v: Result<i64, Errno>) -> Vec<Step> {
@@ -304,7 +309,8 @@ async fn enter(
         Err(_) => return Err(SIGSEGV),
     }
     if go {
-        process.order(&[], &[step(op::RETURN, [0, 1, 0, 0])]).map_err(|_| End(9))?;
+        let order = process.order(&[], &[step(op::RETURN, [0, 1, 0, 0])]);
+        order.map_err(|e| End::forced(process.pid, e))?;
     }
     // Where the frame is, near enough to tell which stack it is on.
     Ok(if d.switch_to != 0 { d.switch_to - 8 } else { sp.wrapping_sub(128) })

@@ -96,6 +96,22 @@ impl Cluster {
         }
     }
 
+    /// Prints what may say why something in it failed: the end of its logs, and what it counted as
+    /// failed.
+    pub fn tell(&self) {
+        let lines = |args: &[&str]| -> Vec<String> {
+            let out = self.output(args).map(|o| o.stdout).unwrap_or_default();
+            String::from_utf8_lossy(&out).lines().map(str::to_owned).collect()
+        };
+        let logs = lines(&["logs"]);
+        let counted = lines(&["metrics"]).into_iter().filter(|l| {
+            ["failed", "enosys", "panics"].iter().any(|w| l.contains(w)) && !l.starts_with('#')
+        });
+        for line in logs.iter().skip(logs.len().saturating_sub(60)).cloned().chain(counted) {
+            eprintln!("  {line}");
+        }
+    }
+
     /// Takes the cluster down, discarding its files.
     pub fn down(mut self) -> Result<()> {
         self.up = false;

@@ -74,7 +74,23 @@ fn steps(program: &Path, work: &Path) -> Result<()> {
 
     let cluster = Cluster::up(program, &work.join("s"), 3, &[])?;
     steps.done("started a cluster of 3 nodes");
+    if let Err(e) = on_cluster(&mut steps, &cluster, work, files, bytes) {
+        cluster.tell();
+        return Err(e);
+    }
+    cluster.down()?;
+    steps.done("took the cluster down");
+    println!("demo: every step did what it says, in {:.1} s", steps.start.elapsed().as_secs_f64());
+    Ok(())
+}
 
+fn on_cluster(
+    steps: &mut Steps,
+    cluster: &Cluster,
+    work: &Path,
+    files: usize,
+    bytes: u64,
+) -> Result<()> {
     cluster.ok(&["import", "/bin/busybox", "/bin/busybox"])?;
     cluster.run(0, &["/bin/busybox", "--install", "-s", "/bin"])?;
     for etc in ["/etc/passwd", "/etc/group"] {
@@ -90,7 +106,7 @@ fn steps(program: &Path, work: &Path) -> Result<()> {
 
     cluster.run(0, &["sh", "/job.sh", "/work", "first"])?;
     steps.done("ran the job on node 0: find, sort, uniq, sha256sum, tar, gzip");
-    compare(&cluster, work, "first")?;
+    compare(cluster, work, "first")?;
     steps.done("its results equal the host's, byte for byte");
 
     let probe = ["run", "--node", "1", "--", "sh", "-c", "echo served > /probe && cat /probe"];
@@ -109,11 +125,11 @@ fn steps(program: &Path, work: &Path) -> Result<()> {
     cluster.ok(&["export", "/work/tree", path(&work.join("back"))?])?;
     data::same_tree(&work.join("tree"), &work.join("back"))?;
     steps.done(&format!("read all {files} files from the survivors: nothing is lost"));
-    compare(&cluster, work, "first")?;
+    compare(cluster, work, "first")?;
     steps.done("the first job's results are there too");
 
     cluster.run(1, &["sh", "/job.sh", "/work", "second"])?;
-    compare(&cluster, work, "second")?;
+    compare(cluster, work, "second")?;
     steps.done("ran the job again on node 1: the same results");
 
     cluster.ok(&["start-node", "0"])?;
@@ -125,10 +141,6 @@ fn steps(program: &Path, work: &Path) -> Result<()> {
         bail!("node 0 checks {good} of {files} files as good");
     }
     steps.done("node 0 reads every file again");
-
-    cluster.down()?;
-    steps.done("took the cluster down");
-    println!("demo: every step did what it says, in {:.1} s", steps.start.elapsed().as_secs_f64());
     Ok(())
 }
 
