@@ -149,7 +149,7 @@ fn arguments(
     let first = match cluster.phase {
         Phase::Starting => true,
         Phase::Running => false,
-        Phase::Stopping | Phase::Stopped => bail!("the cluster is stopped"),
+        Phase::Stopping | Phase::Ending | Phase::Stopped => bail!("the cluster is stopped"),
     };
     let timing = Timing::default();
     let start = if first {

@@ -31,8 +31,10 @@ pub enum Phase {
     Starting,
     /// It serves.
     Running,
-    /// `down` is under way, or was killed.
+    /// `down` is under way, or was killed; what is kept is not complete yet.
     Stopping,
+    /// What `down` keeps is complete: only nodes are left to end.
+    Ending,
     /// No node runs.
     Stopped,
 }
@@ -256,7 +258,7 @@ impl Folder {
                     self.flag()
                 )
             }
-            Some(c) if c.phase == Phase::Stopping => {
+            Some(c) if matches!(c.phase, Phase::Stopping | Phase::Ending) => {
                 bail!(
                     "cluster {:?} is stopping, or its `down` was killed: `clustix down{}` finishes it",
                     c.name,

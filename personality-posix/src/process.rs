@@ -120,6 +120,7 @@ pub async fn sys_wait4<S: Services>(call: &mut Call<'_, S>) -> Result<i64, Errno
         return Err(EINVAL);
     }
     let Some(child) = wait(call, which, options & 0xf, false).await? else { return Ok(0) };
+    heard(call).await;
     if call.args[1] != 0 {
         call.out(1, &child.status.to_le_bytes());
     }
@@ -127,6 +128,12 @@ pub async fn sys_wait4<S: Services>(call: &mut Call<'_, S>) -> Result<i64, Errno
         call.out(3, &rusage(child.used_us));
     }
     Ok(i64::from(child.pid))
+}
+
+/// A child's SIGCHLD came with its change of state: its handler runs before wait(2) returns.
+async fn heard<S: Services>(call: &Call<'_, S>) {
+    // An error is no loss: the inbox tells of the signal too, only later.
+    let _ = crate::signal::refresh(call.node, call.process).await;
 }
 
 /// waitid(2).
@@ -148,6 +155,7 @@ pub async fn sys_waitid<S: Services>(call: &mut Call<'_, S>) -> Result<i64, Errn
     let child = wait(call, which, options & 0xf, options & WNOWAIT != 0).await?;
     let mut info = [0u8; 128];
     if let Some(w) = &child {
+        heard(call).await;
         let (code, status) = match w.status {
             0xffff => (6, 18),
             s if s & 0xff == 0x7f => (5, s >> 8 & 0xff),

@@ -1,10 +1,10 @@
 //! The README's tour, step by step, and what is left after it: also when the command line was
 //! interrupted or killed at each step.
 
-use anyhow::{Result, ensure};
+use anyhow::{Context, Result, ensure};
 use clustix_tests::random::Random;
 use clustix_tests::{Cluster, Program, Terminal, leftover};
-use rustix::process::Signal;
+use rustix::process::{Pid, Signal};
 use std::time::Duration;
 
 fn first_word(out: &clustix_tests::Output) -> String {
@@ -179,5 +179,33 @@ fn interrupted_and_killed_at_each_step() -> Result<()> {
         }
     }
     println!("interrupted: {hit} commands were cut short, {} rounds", rounds * 3);
+    leftover::none(c.state())
+}
+
+/// `down` killed between the ends of two nodes: those that are left are no majority, and need be none.
+#[test]
+fn a_down_that_ended_most_nodes_is_finished() -> Result<()> {
+    let c = Cluster::up(3)?;
+    c.sh(None, "echo kept > /a")?.ok()?;
+    c.cli(["down"])?.ok()?;
+    c.cli(["up", "--nodes", "3"])?.ok()?;
+    let nodes = c.json(["nodes"])?;
+    let path = c.state().join("default/cluster.json");
+    let mut state: serde_json::Value = serde_json::from_slice(&std::fs::read(&path)?)?;
+    state["phase"] = "ending".into();
+    std::fs::write(&path, serde_json::to_vec(&state)?)?;
+    let refused = c.cli(["run", "--", "cat", "/a"])?;
+    ensure!(refused.status != 0 && refused.errors().contains("stopping"), "{refused:?}");
+    for node in nodes.as_array().into_iter().flatten().take(2) {
+        let pid = node["pid"].as_i64().and_then(|p| Pid::from_raw(p as i32)).context("a pid")?;
+        rustix::process::kill_process(pid, Signal::KILL)?;
+    }
+    let down = c.cli(["down"])?.ok()?;
+    ensure!(!down.text().contains(" 0 objects"), "{down:?}");
+    leftover::none(c.state())?;
+    leftover::only_what_down_keeps(c.state())?;
+    c.cli(["up", "--nodes", "3"])?.ok()?;
+    ensure!(first_word(&c.cli(["run", "--", "cat", "/a"])?.ok()?) == "kept");
+    c.cli(["down"])?.ok()?;
     leftover::none(c.state())
 }

@@ -10,8 +10,8 @@ mod demo;
 mod setup;
 mod suite;
 
-use anyhow::Result;
 use clap::{Parser, Subcommand};
+use std::process::ExitCode;
 
 /// Sets up, shows, tests and measures Clustix.
 #[derive(Parser)]
@@ -40,11 +40,19 @@ enum Command {
     Bench,
 }
 
-fn main() -> Result<()> {
-    match Cli::parse().command {
+fn main() -> ExitCode {
+    let result = match Cli::parse().command {
         Command::Setup => setup::packages(),
         Command::Demo => demo::run(),
         Command::Test { all, only } => suite::run(all, only.as_deref()),
         Command::Bench => bench::run(),
+    };
+    match result {
+        Ok(()) => ExitCode::SUCCESS,
+        Err(e) => {
+            // Without the stack that `RUST_BACKTRACE` would add: the reason is to be the last thing said.
+            eprintln!("xtask: {e:#}");
+            ExitCode::FAILURE
+        }
     }
 }

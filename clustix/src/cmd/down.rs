@@ -45,6 +45,13 @@ pub fn down(folder: &Folder, args: &Down) -> Result<ExitCode> {
             finish(folder, &mut cluster)?;
             Ended::default()
         }
+        Phase::Ending => {
+            eprintln!("clustix: an earlier `down` of this cluster was interrupted; finishing it");
+            end_nodes(&live)?;
+            finish(folder, &mut cluster)?;
+            let (objects, bytes, _) = snapshot::verify(&folder.snapshot())?.unwrap_or_default();
+            Ended { objects, bytes, ..Ended::default() }
+        }
         Phase::Running | Phase::Stopping if live.is_empty() => {
             eprintln!(
                 "clustix: no node ran any more: what was written since the last `up` is lost"
@@ -111,6 +118,10 @@ pub fn stop(folder: &Folder, cluster: &mut Cluster, discard: bool) -> Result<End
             }
         }
     }
+    // From here on a `down` that is killed leaves nodes that can do nothing but end: some may have,
+    // and the others are no majority that could be asked again.
+    cluster.phase = Phase::Ending;
+    folder.save(cluster)?;
     end_nodes(&live)?;
     finish(folder, cluster)?;
     Ok(ended)

@@ -112,7 +112,7 @@ fn make_way(folder: &Folder, cluster: &mut Cluster) -> Result<()> {
         Phase::Starting => eprintln!(
             "clustix: an earlier `up` of this cluster was interrupted; cleaning up after it"
         ),
-        Phase::Stopping | Phase::Stopped => {}
+        Phase::Stopping | Phase::Ending | Phase::Stopped => {}
     }
     for (slot, process) in &live {
         procfs::kill_tree(process).with_context(|| format!("could not end node {slot}"))?;
