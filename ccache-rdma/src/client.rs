@@ -219,7 +219,8 @@ impl CacheClient {
     }
 
     /// Creates objects from a dump, at most [`DUMP_BYTES`] of them; those that exist are left
-    /// alone. For control.
+    /// alone. For control. `Denied` if a volatile one is among them: ccache does not write the slab,
+    /// so these are for the domain that does to put back, as it would any of its own.
     ///
     /// [`DUMP_BYTES`]: crate::request::DUMP_BYTES
     pub async fn restore(&self, objects: Vec<Dumped>) -> Result<(), CacheError> {

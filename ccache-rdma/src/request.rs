@@ -186,7 +186,8 @@ pub enum Request {
         /// The last name of the page before.
         after: Option<Name>,
     },
-    /// Creates objects from a dump; those that exist already are left alone.
+    /// Creates objects from a dump; those that exist already are left alone. None may be volatile: the
+    /// slab's writer creates those.
     Restore(Vec<Dumped>),
     /// The next event for membership; answered when there is one.
     NextEvent,

@@ -5,7 +5,7 @@
 //! be done it sleeps on all bells at once until the next timer.
 
 use crate::arena::Arena;
-use crate::cache::{CacheError, Expect, Version, Waited};
+use crate::cache::{CacheError, Waited};
 use crate::engine::{Action, ClientId, Config as EngineConfig, Engine, Event, RequestId};
 use crate::fabric::shm::ShmFabric;
 use crate::fabric::{Address, Fabric, FabricError, FabricEvent, Token, Verb};
@@ -739,14 +739,6 @@ impl Service {
                 let (id, client) = (RequestId(self.next_id), ClientId(call.channel.0));
                 self.next_id += 1;
                 self.pending.insert(id.0, Pending { call, what });
-                let request = match request {
-                    // The engine's share of it.
-                    Request::Restore(mut objects) => {
-                        objects.retain(|o| !is_volatile(o.name));
-                        Request::Restore(objects)
-                    }
-                    r => r,
-                };
                 self.step(Event::Request { id, client, request });
             }
         }
@@ -841,19 +833,7 @@ fn volatile(slab: Option<&Slab>, slot: u8, request: &Request) -> Option<Result<R
             Some(slab().and_then(|s| dump_volatile(Some(s), Some(*after))).map(Reply::Dumped))
         }
         Request::Restore(objects) if objects.iter().any(|o| is_volatile(o.name)) => {
-            let put = |o: &Dumped| -> Result<(), CacheError> {
-                let expect = Expect::Version(Version::ABSENT);
-                match slab()?.put(o.name, expect, Some(&o.data)) {
-                    Ok(_) | Err(CacheError::Conflict) => Ok(()),
-                    Err(e) => Err(e),
-                }
-            };
-            match objects.iter().filter(|o| is_volatile(o.name)).try_for_each(put) {
-                // The rest, if any, is the engine's.
-                Ok(()) if objects.iter().all(|o| is_volatile(o.name)) => Some(Ok(Reply::Done)),
-                Ok(()) => None,
-                Err(e) => Some(Err(e)),
-            }
+            Some(Err(CacheError::Denied))
         }
         _ => None,
     }
