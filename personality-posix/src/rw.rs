@@ -137,6 +137,7 @@ impl<S: Services> Call<'_, S> {
                     match pipe::write(cache, pipe, &bytes[done..]).await {
                         Ok(Step::Done(n)) => {
                             done += n;
+                            self.progress[0] += n as u64;
                             if done >= bytes.len() {
                                 return Ok(done);
                             }

@@ -57,20 +57,37 @@ async fn foreground<S: Services>(
     Err(RESTART)
 }
 
-/// Reads at most `max` bytes.
-pub async fn read<S: Services>(
-    call: &mut Call<'_, S>,
-    tty: u32,
+/// What is to be done after a step of a read.
+pub(crate) enum Next {
+    /// The read is over.
+    End,
+    /// Another step: there may be more.
+    Step,
+    /// Wait for the terminal to change.
+    Sleep,
+}
+
+/// A read of a terminal under way.
+pub(crate) struct Reading {
+    pub(crate) tty: u32,
     max: usize,
-    nonblocking: bool,
-) -> Result<Vec<u8>, Errno> {
-    let mut out = Vec::new();
-    let mut deadline = None;
-    loop {
-        let (now, version) = look(call.cache(), tty).await?;
-        foreground(call, tty, &now, SIGTTIN).await?;
+    /// What came so far.
+    pub(crate) out: Vec<u8>,
+    /// When it ends with what it has (VTIME).
+    pub(crate) deadline: Option<u64>,
+}
+
+impl Reading {
+    /// A read of at most `max` bytes.
+    pub(crate) fn new(tty: u32, max: usize, deadline: Option<u64>) -> Reading {
+        Reading { tty, max, out: Vec::new(), deadline }
+    }
+
+    /// Takes what there is from the terminal, which is `now`.
+    pub(crate) async fn step<S: Services>(&mut self, services: &S, now: &Tty) -> Answer<Next> {
+        let (tty, max, out) = (self.tty, self.max, &mut self.out);
         let want = (max - out.len()).min(STEP) as u32;
-        let reply = call.services().console(&Request::Read { tty, max: want }).await?;
+        let reply = services.console(&Request::Read { tty, max: want }).await?;
         let came = !reply.bytes.is_empty();
         out.extend_from_slice(&reply.bytes);
         let canonical = now.termios.lflag & ICANON != 0;
@@ -80,25 +97,42 @@ pub async fn read<S: Services>(
             (usize::from(now.termios.cc[VMIN]).min(max), u64::from(now.termios.cc[VTIME]))
         };
         if reply.eof || max == 0 || out.len() >= max || (came && canonical) {
-            return Ok(out);
+            return Ok(Next::End);
         }
         if out.len() >= least && (!out.is_empty() || time == 0) {
-            return Ok(out);
-        }
-        if nonblocking {
-            return if out.is_empty() { Err(EAGAIN) } else { Ok(out) };
+            return Ok(Next::End);
         }
         // VTIME is in tenths of a second: between bytes, or from the start if VMIN is 0.
-        if time > 0 && (came || (least == 0 && deadline.is_none())) {
-            deadline = Some(exec::now_ns() + time * 100_000_000);
+        if time > 0 && (came || (least == 0 && self.deadline.is_none())) {
+            self.deadline = Some(exec::now_ns() + time * 100_000_000);
         }
-        if came {
-            continue;
+        Ok(if came { Next::Step } else { Next::Sleep })
+    }
+}
+
+/// Reads at most `max` bytes.
+pub async fn read<S: Services>(
+    call: &mut Call<'_, S>,
+    tty: u32,
+    max: usize,
+    nonblocking: bool,
+) -> Result<Vec<u8>, Errno> {
+    let mut reading = Reading::new(tty, max, None);
+    loop {
+        let (now, version) = look(call.cache(), tty).await?;
+        foreground(call, tty, &now, SIGTTIN).await?;
+        match reading.step(call.services(), &now).await? {
+            Next::End => return Ok(reading.out),
+            _ if nonblocking => {
+                return if reading.out.is_empty() { Err(EAGAIN) } else { Ok(reading.out) };
+            }
+            Next::Step => continue,
+            Next::Sleep => {}
         }
-        match call.sleep_on(&[(console::tty(tty), version)], deadline).await {
-            Ok(Waited::TimedOut) => return Ok(out),
+        match call.sleep_on(&[(console::tty(tty), version)], reading.deadline).await {
+            Ok(Waited::TimedOut) => return Ok(reading.out),
             Ok(Waited::Changed) => {}
-            Err(_) if !out.is_empty() => return Ok(out),
+            Err(_) if !reading.out.is_empty() => return Ok(reading.out),
             Err(e) => return Err(e),
         }
     }
@@ -123,7 +157,9 @@ pub async fn write<S: Services>(
             Ok(r) => r.value as usize,
             Err(e) => return if done > 0 { Ok(done) } else { Err(e) },
         };
-        done += n.min(bytes.len() - done);
+        let n = n.min(bytes.len() - done);
+        done += n;
+        call.progress[0] += n as u64;
         if n > 0 {
             continue;
         }
