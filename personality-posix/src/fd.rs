@@ -236,6 +236,11 @@ impl OpenFiles {
         self.locks[file as usize % LOCKS].lock().unwrap_or_else(|e| e.into_inner())
     }
 
+    /// Description `number` comes from elsewhere: no new one gets it, nor any before it.
+    pub fn reserve(&self, number: u64) {
+        self.next.fetch_max(number.saturating_add(1), Ordering::Relaxed);
+    }
+
     /// Makes a description with one reference.
     pub async fn create<C: Cache>(&self, cache: &C, kind: Kind, flags: u32) -> Answer<u64> {
         let number = self.next.fetch_add(1, Ordering::Relaxed);

@@ -6,12 +6,15 @@ use crate::fd::{self, Kind, OpenFile};
 use crate::node::Node;
 use crate::services::Services;
 use crate::state::ProcessContext;
-use clustix_ccache::cache::{Cache, Version};
+use crate::tty::{self, Next, Reading};
+use clustix_ccache::cache::{Cache, CacheError, Transaction, Version, Waited};
 use clustix_ccache::name::Name;
+use clustix_ccache::set::{self, Durability};
 use clustix_pd::exec;
 use clustix_process::pipe;
 use clustix_proto::Errno;
-use clustix_proto::errno::EBUSY;
+use clustix_proto::console;
+use clustix_proto::errno::{EBUSY, EEXIST, EINVAL};
 use clustix_proto::process::{self, Pid, Reply, Which, name};
 use serde::{Deserialize, Serialize};
 use std::sync::atomic::Ordering;
@@ -44,10 +47,18 @@ pub struct Completed {
     pub out: Vec<u8>,
 }
 
-/// Makes a blocked call of process `pid` from its data alone, on any node: reads of pipes and
-/// terminals, waits and sleeps. `None`: this kind of call needs the app's memory.
-pub async fn complete<S: Services>(services: &S, pid: Pid, blocked: &Blocked) -> Option<Completed> {
+/// Makes a blocked call of process `pid` from its data, on any node: reads of pipes and terminals,
+/// writes to pipes, waits and sleeps. `memory` is what stands in the app's memory where the call's
+/// buffer does: private memory comes by another way, and only writes need it. `None`: this kind of
+/// call is not made here, or needs more of the app's memory.
+pub async fn complete<S: Services>(
+    services: &S,
+    pid: Pid,
+    blocked: &Blocked,
+    memory: &[u8],
+) -> Option<Completed> {
     const READ: u64 = 0;
+    const WRITE: u64 = 1;
     const NANOSLEEP: u64 = 35;
     const WAIT4: u64 = 61;
     let cache = services.cache();
@@ -65,6 +76,38 @@ pub async fn complete<S: Services>(services: &S, pid: Pid, blocked: &Blocked) ->
                 Err(e) => break Err(e),
             }
         },
+        (READ, Some(Kind::Tty { tty, .. })) => {
+            let max = usize::try_from(blocked.args[2]).unwrap_or(usize::MAX);
+            let until = blocked.remaining.map(|left| exec::now_ns().saturating_add(left));
+            let mut reading = Reading::new(tty, max, until);
+            let ended = read_terminal(services, &mut reading).await;
+            out = reading.out;
+            ended.map(|()| out.len() as i64)
+        }
+        (WRITE, Some(Kind::Pipe { pipe, write: true, .. })) => {
+            let bytes = memory.get(..usize::try_from(blocked.args[2]).ok()?)?;
+            let mut done = usize::try_from(blocked.progress[0]).ok()?;
+            loop {
+                let rest = bytes.get(done..)?;
+                if rest.is_empty() {
+                    break Ok(done as i64);
+                }
+                let error = match pipe::write(cache, pipe, rest).await {
+                    Ok(pipe::Step::Done(n)) => {
+                        done += n;
+                        continue;
+                    }
+                    Ok(pipe::Step::WouldBlock(name, version)) => {
+                        match cache.wait(&[(name, version)], None).await {
+                            Ok(_) => continue,
+                            Err(e) => e.into(),
+                        }
+                    }
+                    Err(e) => e,
+                };
+                break if done > 0 { Ok(done as i64) } else { Err(error) };
+            }
+        }
         (WAIT4, _) => {
             let which = match blocked.args[0] as i32 {
                 -1 => Which::Any,
@@ -101,6 +144,61 @@ pub async fn complete<S: Services>(services: &S, pid: Pid, blocked: &Blocked) ->
         _ => return None,
     };
     Some(Completed { result, out })
+}
+
+/// Reads until the read is over, or its deadline.
+async fn read_terminal<S: Services>(services: &S, reading: &mut Reading) -> Result<(), Errno> {
+    let cache = services.cache();
+    loop {
+        let (now, version) = tty::look(cache, reading.tty).await?;
+        match reading.step(services, &now).await? {
+            Next::End => return Ok(()),
+            Next::Step => continue,
+            Next::Sleep => {}
+        }
+        let on = [(console::tty(reading.tty), version)];
+        if cache.wait(&on, reading.deadline).await? == Waited::TimedOut {
+            return Ok(());
+        }
+    }
+}
+
+/// Puts volatile objects of a freeze in this node's slab, before the programs they are of go on here.
+/// Those that stand there with the same contents are left alone (the request may come twice). EEXIST:
+/// one stands there with other contents, since another program has its number. EINVAL: an object that
+/// is not volatile, or that no personality makes; nothing is done.
+pub async fn restore<S: Services>(
+    node: &Node<S>,
+    objects: Vec<(Name, Vec<u8>)>,
+) -> Result<(), Errno> {
+    let mut files = Vec::new();
+    for (object, data) in &objects {
+        let number = u64::try_from(object.id()).map_err(|_| EINVAL)?;
+        let set = set::descriptor(object.set()).ok_or(EINVAL)?;
+        let volatile = set.durability == Durability::Volatile;
+        if !volatile || *object != Name::numbered(set.id, number) || data.is_empty() {
+            return Err(EINVAL);
+        }
+        if set.id == set::OFILE {
+            files.push(number);
+        }
+    }
+    // Before any of them stands there: no description made meanwhile may get its number.
+    files.into_iter().for_each(|number| node.files.reserve(number));
+    let cache = node.services.cache();
+    for (object, data) in objects {
+        match cache.transact(Transaction::new().create(object, data.clone())).await {
+            Err(CacheError::Conflict) => {
+                let mut stands = Vec::new();
+                cache.get(object, &mut stands).await?;
+                if stands != data {
+                    return Err(EEXIST);
+                }
+            }
+            other => other?,
+        }
+    }
+    Ok(())
 }
 
 /// Whether a call's first argument is a descriptor.

@@ -44,7 +44,8 @@ pub fn main(boot: Boot) -> Result<(), BootError> {
     Ok(())
 }
 
-async fn serve<S: Services>(node: &Arc<Node<S>>, request: Request) -> Result<Pid, Errno> {
+/// Answers one request.
+pub async fn serve<S: Services>(node: &Arc<Node<S>>, request: Request) -> Result<Pid, Errno> {
     match request {
         Request::Spawn { argv, env, cwd, uid, gid, groups, stdio } => {
             if node.frozen() {
@@ -60,5 +61,6 @@ async fn serve<S: Services>(node: &Arc<Node<S>>, request: Request) -> Result<Pid
             freeze::thaw(node);
             Ok(0)
         }
+        Request::Restore { objects } => freeze::restore(node, objects).await.map(|()| 0),
     }
 }

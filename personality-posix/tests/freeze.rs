@@ -81,14 +81,14 @@ fn blocked_calls_are_completed_elsewhere_from_their_data() {
     };
     let step = block_on(pipe::write(new.cache(), number, b"from elsewhere\n")).unwrap();
     assert_eq!(step, pipe::Step::Done(15));
-    let done = block_on(freeze::complete(&new, *reader, read)).unwrap();
+    let done = block_on(freeze::complete(&new, *reader, read, &[])).unwrap();
     assert_eq!((done.result, done.out.as_slice()), (Ok(15), &b"from elsewhere\n"[..]));
 
     // The blocked wait: the child ends there.
     let (parent, wait) = calls.iter().find(|c| c.1.nr == WAIT4).unwrap();
     let exit = Request::Exit { pid: *reader, status: 3 << 8, verdict: None, own_us: (0, 0) };
     block_on(new.process(&exit)).unwrap();
-    let done = block_on(freeze::complete(&new, *parent, wait)).unwrap();
+    let done = block_on(freeze::complete(&new, *parent, wait, &[])).unwrap();
     assert_eq!(done.result, Ok(i64::from(*reader)));
     assert_eq!(done.out, (3i32 << 8).to_le_bytes());
 

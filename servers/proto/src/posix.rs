@@ -2,6 +2,7 @@
 
 use crate::Answer;
 use crate::process::Pid;
+use clustix_ccache::name::Name;
 use serde::{Deserialize, Serialize};
 
 /// Where a spawned program's descriptors 0, 1 and 2 lead.
@@ -35,6 +36,10 @@ pub enum Request {
     Freeze,
     /// Lets the threads go on. Idempotent.
     Thaw,
+    /// Puts volatile objects of a freeze in this node's slab, which only the personality writes. Those
+    /// that stand there with the same contents are left alone; EEXIST: one has others. EINVAL: an
+    /// object of another set, and nothing is done. Idempotent.
+    Restore { objects: Vec<(Name, Vec<u8>)> },
 }
 
 /// The personality's reply.
