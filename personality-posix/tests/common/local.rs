@@ -1,4 +1,5 @@
-//! The rest of a node in one process: a LocalCache, and the servers called directly.
+//! The rest of a node in one process: the servers, called directly, over a cluster-cache: a LocalCache
+//! unless the test has another.
 #![allow(dead_code)]
 
 use super::HostStubs;
@@ -19,26 +20,30 @@ use std::sync::Arc;
 
 type Shared = Arc<LocalCache>;
 
-pub struct Local {
-    pub cache: Shared,
-    process: Arc<clustix_process::Server<Shared>>,
-    memory: clustix_memory::Server<Shared>,
-    console: clustix_console::Server<Shared, Signals>,
+/// What a node's servers stand on; clones are the same cache.
+pub trait Base: Cache + Clone + Send + Sync + 'static {}
+impl<C: Cache + Clone + Send + Sync + 'static> Base for C {}
+
+pub struct Local<C: Base = Shared> {
+    pub cache: C,
+    process: Arc<clustix_process::Server<C>>,
+    memory: clustix_memory::Server<C>,
+    console: clustix_console::Server<C, Signals<C>>,
     pub stubs: HostStubs,
 }
 
 /// How the console signals processes here.
-pub struct Signals(Arc<clustix_process::Server<Shared>>);
+pub struct Signals<C>(Arc<clustix_process::Server<C>>);
 
-impl clustix_console::Signals for Signals {
+impl<C: Base> clustix_console::Signals for Signals<C> {
     async fn kill(&self, target: process::Target, signal: u8) {
         let _ = self.0.handle(true, process::Request::Kill { sender: 0, target, signal }).await;
     }
 }
 
-impl Services for Local {
-    type Cache = Shared;
-    fn cache(&self) -> &Shared {
+impl<C: Base> Services for Local<C> {
+    type Cache = C;
+    fn cache(&self) -> &C {
         &self.cache
     }
     async fn vfs(&self, request: &vfs::Request) -> vfs::Reply {
@@ -61,9 +66,9 @@ impl Services for Local {
     }
 }
 
-impl Local {
+impl<C: Base> Local<C> {
     /// The servers over whatever stands in `cache`.
-    pub fn over(cache: Shared) -> Local {
+    pub fn over(cache: C) -> Local<C> {
         let process = Arc::new(clustix_process::Server::new(cache.clone(), 1));
         Local {
             memory: clustix_memory::Server::new(cache.clone()),
@@ -75,31 +80,16 @@ impl Local {
     }
 }
 
-/// A node with a file system of /bin/busybox under its usual names, /dev and /tmp.
+/// A node of its own, with a file system.
 pub fn node() -> Arc<Node<Local>> {
-    let node = Node::new(Local::over(Arc::new(LocalCache::new())));
-    block_on(async {
-        let cache = node.services.cache();
-        clustix_vfs::mkfs(cache).await.unwrap();
-        for dir in ["/bin", "/tmp", "/dev"] {
-            make(&node, Request::Mkdir { cred: root(), dir: ROOT, path: dir.into(), mode: 0o777 })
-                .await;
-        }
-        let busybox = std::fs::read("/bin/busybox").unwrap();
-        put(&node, "/bin/busybox", &busybox, 0o755).await;
-        for name in ["sh", "echo", "cat", "true", "false", "sleep", "ls", "wc", "kill", "seq"] {
-            let (target, path) = (b"busybox".to_vec(), format!("/bin/{name}").into_bytes());
-            make(&node, Request::Symlink { cred: root(), target, dir: ROOT, path }).await;
-        }
-        let null = Request::Mknod {
-            cred: root(),
-            dir: ROOT,
-            path: b"/dev/null".to_vec(),
-            mode: 0o20666,
-            rdev: 1 << 32 | 3,
-        };
-        make(&node, null).await;
-    });
+    let node = start(Arc::new(LocalCache::new()));
+    populate(&node);
+    node
+}
+
+/// A personality over whatever stands in `cache`, and the threads beside its workers.
+pub fn start<C: Base>(cache: C) -> Arc<Node<Local<C>>> {
+    let node = Node::new(Local::over(cache));
     let deaths = node.clone();
     std::thread::spawn(move || watch::deaths(&deaths));
     let beside = node.clone();
@@ -112,11 +102,36 @@ pub fn node() -> Arc<Node<Local>> {
     node
 }
 
+/// A file system of /bin/busybox under its usual names, /dev and /tmp.
+pub fn populate<C: Base>(node: &Node<Local<C>>) {
+    block_on(async {
+        clustix_vfs::mkfs(node.services.cache()).await.unwrap();
+        for dir in ["/bin", "/tmp", "/dev"] {
+            make(node, Request::Mkdir { cred: root(), dir: ROOT, path: dir.into(), mode: 0o777 })
+                .await;
+        }
+        let busybox = std::fs::read("/bin/busybox").unwrap();
+        put(node, "/bin/busybox", &busybox, 0o755).await;
+        for name in ["sh", "echo", "cat", "true", "false", "sleep", "ls", "wc", "kill", "seq"] {
+            let (target, path) = (b"busybox".to_vec(), format!("/bin/{name}").into_bytes());
+            make(node, Request::Symlink { cred: root(), target, dir: ROOT, path }).await;
+        }
+        let null = Request::Mknod {
+            cred: root(),
+            dir: ROOT,
+            path: b"/dev/null".to_vec(),
+            mode: 0o20666,
+            rdev: 1 << 32 | 3,
+        };
+        make(node, null).await;
+    });
+}
+
 fn root() -> Credentials {
     Credentials::ROOT
 }
 
-async fn make(node: &Node<Local>, request: Request) -> u64 {
+async fn make<C: Base>(node: &Node<Local<C>>, request: Request) -> u64 {
     match node.services.vfs(&request).await {
         Ok(ino) => ino,
         Err(clustix_proto::errno::EEXIST) => 0,
@@ -125,7 +140,7 @@ async fn make(node: &Node<Local>, request: Request) -> u64 {
 }
 
 /// Writes a file.
-pub async fn put(node: &Node<Local>, path: &str, bytes: &[u8], mode: u32) {
+pub async fn put<C: Base>(node: &Node<Local<C>>, path: &str, bytes: &[u8], mode: u32) {
     let request =
         Request::Create { cred: root(), dir: ROOT, path: path.into(), mode, exclusive: false };
     let ino = make(node, request).await;
@@ -137,10 +152,10 @@ pub async fn put(node: &Node<Local>, path: &str, bytes: &[u8], mode: u32) {
 }
 
 /// A program that runs, and the ends of its pipes.
-pub struct Program {
-    pub node: Arc<Node<Local>>,
+pub struct Program<C: Base = Shared> {
+    pub node: Arc<Node<Local<C>>>,
     pub pid: Pid,
-    pipes: [u64; 3],
+    pub pipes: [u64; 3],
 }
 
 /// What a program left behind.
@@ -151,28 +166,26 @@ pub struct Outcome {
     pub err: String,
 }
 
-/// Starts a program as root in `/`.
-pub fn launch(node: &Arc<Node<Local>>, argv: &[&str]) -> Program {
-    block_on(async {
-        let cache = node.services.cache();
-        let mut pipes = [0; 3];
-        for p in &mut pipes {
-            *p = pipe::create(cache, 1).await.unwrap();
-        }
-        let argv: Vec<Vec<u8>> = argv.iter().map(|a| a.as_bytes().to_vec()).collect();
-        let command = Command {
-            path: argv[0].clone(),
-            argv,
-            env: vec![b"PATH=/bin".to_vec(), b"HOME=/".to_vec()],
-        };
-        let stdio = Stdio::Pipes(pipes);
-        let order = Spawn { command, cwd: b"/".to_vec(), credentials: root(), stdio };
-        let pid = spawn(node, order).await.unwrap();
-        Program { node: node.clone(), pid, pipes }
-    })
+/// Starts a program as root in `/`, with pipes.
+pub fn launch<C: Base>(node: &Arc<Node<Local<C>>>, argv: &[&str]) -> Program<C> {
+    let pipes = [(); 3].map(|()| block_on(pipe::create(node.services.cache(), 1)).unwrap());
+    let pid = launch_with(node, argv, Stdio::Pipes(pipes));
+    Program { node: node.clone(), pid, pipes }
 }
 
-impl Program {
+/// Starts a program as root in `/`.
+pub fn launch_with<C: Base>(node: &Arc<Node<Local<C>>>, argv: &[&str], stdio: Stdio) -> Pid {
+    let argv: Vec<Vec<u8>> = argv.iter().map(|a| a.as_bytes().to_vec()).collect();
+    let command = Command {
+        path: argv[0].clone(),
+        argv,
+        env: vec![b"PATH=/bin".to_vec(), b"HOME=/".to_vec()],
+    };
+    block_on(spawn(node, Spawn { command, cwd: b"/".to_vec(), credentials: root(), stdio }))
+        .unwrap()
+}
+
+impl<C: Base> Program<C> {
     /// Gives it input; the end of input if `last`.
     pub fn input(&self, bytes: &[u8], last: bool) {
         block_on(async {
@@ -252,7 +265,7 @@ impl Program {
 }
 
 /// Runs a program to its end without input.
-pub fn complete(node: &Arc<Node<Local>>, argv: &[&str]) -> Outcome {
+pub fn complete<C: Base>(node: &Arc<Node<Local<C>>>, argv: &[&str]) -> Outcome {
     let p = launch(node, argv);
     p.input(b"", true);
     p.outcome()
