@@ -284,9 +284,13 @@ impl Engine {
             let offset = set.header(shard, first);
             let at = Address { region: set.region(), offset };
             let read = Verb::Read { at, len: count * header::LEN as u32 };
+            // Rule 38: the one before may have died with the mark on some replicas only.
+            let at = Address { region: set.region(), offset: set.mark(shard) };
+            let mark = Verb::WriteWord { at, word: u64::from(stretch.mark) };
+            let chain = if first == 0 { vec![mark, read] } else { vec![read] };
             // Its own as well, by the same way, so that all are compared alike.
             for peer in self.view.replicas(shard).complete().iter() {
-                self.post(op, u16::from(peer), peer, vec![read.clone()]);
+                self.post(op, u16::from(peer), peer, chain.clone());
             }
             return Some(Flow::Waits);
         }
@@ -294,7 +298,7 @@ impl Engine {
         headers.clear();
         for (peer, part) in op.take() {
             if let Part::Verbs(outcomes) = part {
-                headers.push((peer as u8, as_bytes(outcomes.first()).to_vec()));
+                headers.push((peer as u8, as_bytes(outcomes.last()).to_vec()));
             }
         }
         stretch.next += count;
