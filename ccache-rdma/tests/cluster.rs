@@ -678,6 +678,51 @@ fn a_mark_that_stood_on_some_replicas_only() {
     }
 }
 
+/// A writer dies with its record on some survivors only, and a survivor dies while it applies that
+/// record: the last one has all of the transaction or nothing (rule 22).
+#[test]
+fn a_record_that_one_survivor_had_alone() {
+    for seed in seeds(300) {
+        println!("seed {seed}");
+        let mut c = Cluster::new(seed, 3);
+        assert!(c.run_until_quiet(100_000));
+        let names = [Name::new(INODE, Shard(3), 10), Name::new(DIRBLOCK, Shard(5), 12)];
+        let both = |n: u8| names.iter().fold(Transaction::new(), |t, x| t.set(*x, vec![n; 80]));
+        let id = c.ask(0, 1, Request::Transact(both(1))).unwrap();
+        assert_eq!(c.run_for(0, id, 200_000), Ok(Reply::Done));
+        assert!(c.run_until_quiet(100_000));
+        c.ask(0, 1, Request::Transact(both(2))).unwrap();
+        let until_written = |c: &mut Cluster, nodes: &[u8], steps: usize| -> u8 {
+            for _ in 0..20_000 {
+                if let Some(n) = nodes.iter().find(|n| c.in_the_middle_of_a_write(**n)) {
+                    for _ in 0..c.random.below(steps) {
+                        c.step();
+                    }
+                    return *n;
+                }
+                c.step();
+            }
+            nodes[0]
+        };
+        until_written(&mut c, &[0], 60);
+        c.kill(0);
+        c.evict(0);
+        let second = until_written(&mut c, &[1, 2], 60);
+        c.kill(second);
+        c.evict(second);
+        assert!(c.run_until_quiet(200_000), "{}", c.describe());
+        let last = 3 - second;
+        let mut read = |name| {
+            let id = c.ask(last, 1, Request::Get { name }).unwrap();
+            match c.run_for(last, id, 200_000) {
+                Ok(Reply::Object(_, data)) => data[0],
+                other => panic!("{name}: {other:?}"),
+            }
+        };
+        assert_eq!(read(names[0]), read(names[1]), "half of a transaction");
+    }
+}
+
 #[test]
 fn clients_that_die_let_go() {
     let mut c = Cluster::new(5, 3);

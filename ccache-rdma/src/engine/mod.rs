@@ -25,6 +25,7 @@ mod primary;
 mod rebuild;
 mod recovery;
 mod redo;
+mod replay;
 mod resolve;
 mod restore;
 mod slots;

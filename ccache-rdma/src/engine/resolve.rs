@@ -1,15 +1,16 @@
-//! What a survivor does while all are frozen: replays the redo records in its memory (rule 22),
-//! makes new words for the shards that it has become primary of (16), resolves what the dead held
-//! in shards that it was primary of before (15).
+//! What a survivor does while all are frozen, after the redo records have been replayed
+//! ([`super::replay`]): makes new words for the shards that it has become primary of (16), resolves what
+//! the dead held in shards that it was primary of before (15).
 
+use super::Engine;
 use super::get::{as_bytes, as_word};
 use super::op::{Flow, Op, Part};
-use super::{Engine, redo};
+use super::replay::Replay;
 use crate::fabric::{Address, Verb};
 use crate::half::{self, HEAD, Head, Header};
 use crate::layout::{self, RegionId, SetLayout, control, header};
 use crate::name::{Name, SHARDS, Shard};
-use crate::view::{MAX_NODES, Slots};
+use crate::view::Slots;
 use crate::word::Word;
 use std::collections::VecDeque;
 
@@ -64,7 +65,7 @@ struct Stretch {
 
 enum Work {
     Gather,
-    Replay { left: VecDeque<redo::Entry>, looking: bool },
+    Replay(Replay),
     Survey,
     Takeover { stretches: VecDeque<Stretch>, headers: Vec<(u8, Vec<u8>)>, posted: bool },
     Held,
@@ -110,10 +111,10 @@ impl Engine {
             }
             match &mut r.work {
                 Work::Gather => {
-                    r.work = Work::Replay { left: self.gather_records(), looking: false };
+                    r.work = Work::Replay(self.begin_replay());
                 }
-                Work::Replay { left, looking } => {
-                    if self.replay(op, left, looking) == Flow::Waits {
+                Work::Replay(replay) => {
+                    if self.replay(op, replay) == Flow::Waits {
                         return Flow::Waits;
                     }
                     break;
@@ -139,92 +140,6 @@ impl Engine {
 
     fn others(&self, shard: Shard) -> Slots {
         self.view.replicas(shard).complete().without(self.config.node)
-    }
-
-    /// Whole records in this node's memory whose objects nobody else will bring to an end: those in
-    /// shards whose words are made anew, whoever wrote them, and those of the gone.
-    fn gather_records(&mut self) -> VecDeque<redo::Entry> {
-        let mut out = VecDeque::new();
-        if self.gone().is_empty() && !self.any_affected() {
-            return out;
-        }
-        let region = self.arena.region(RegionId::Control);
-        for writer in 0..MAX_NODES as u8 {
-            for index in 0..control::REDO_RECORDS {
-                let at = control::redo(writer, index) as usize;
-                let mut fixed = [0; 24];
-                if !region.read(at, &mut fixed) {
-                    continue;
-                }
-                let Some(len) = redo::length(&fixed) else { continue };
-                let mut bytes = vec![0; len];
-                if !region.read(at, &mut bytes) {
-                    continue;
-                }
-                for e in redo::decode(&bytes).unwrap_or_default() {
-                    let shard = e.head.name.shard();
-                    let known = layout::set(e.head.name.set())
-                        .is_some_and(|l| e.slot < l.slots() && shard.0 < SHARDS);
-                    if known && (self.is_affected(shard) || self.gone().contains(writer)) {
-                        out.push_back(e);
-                    }
-                }
-            }
-        }
-        out
-    }
-
-    fn replay(
-        &mut self,
-        op: &mut Op,
-        left: &mut VecDeque<redo::Entry>,
-        looking: &mut bool,
-    ) -> Flow {
-        while let Some(e) = left.front() {
-            let name = e.head.name;
-            let Some(set) = layout::set(name.set()) else {
-                left.pop_front();
-                continue;
-            };
-            let replicas = self.view.replicas(name.shard());
-            if !*looking {
-                *looking = true;
-                let [_, header] = Engine::read_word_and_header(name, set, e.slot);
-                for peer in replicas.complete().iter() {
-                    self.post(op, u16::from(peer), peer, vec![header.clone()]);
-                }
-                if op.pending > 0 {
-                    return Flow::Waits;
-                }
-            }
-            *looking = false;
-            let mut highest = 0;
-            let mut whole = true;
-            for (_, part) in op.take() {
-                // Parts without outcome are those of writes of the entry before.
-                let Part::Verbs(outcomes) = part else { continue };
-                let bytes = as_bytes(outcomes.first());
-                if bytes.len() == header::LEN as usize {
-                    let seen = Header::decode(bytes).highest();
-                    highest = highest.max(seen.map_or(0, |h| h.version));
-                    whole &= seen.is_some_and(|h| h.version >= e.head.version);
-                }
-            }
-            let buffer = half::buffer(&e.head, &e.data);
-            // At the same version a copy may lack it that was cut off in the middle.
-            if e.head.version > highest || (e.head.version == highest && !whole) {
-                for peer in replicas.all().iter() {
-                    let chain =
-                        Engine::write_half(set, name.shard(), e.slot, e.head.version, &buffer);
-                    self.post(op, u16::from(peer), peer, chain);
-                }
-            }
-            left.pop_front();
-            if op.pending > 0 {
-                return Flow::Waits;
-            }
-        }
-        Flow::Done
     }
 
     /// The slots in use of the shards that this node has become primary of.
