@@ -93,6 +93,13 @@ impl Word {
     pub const fn drop_grab(holder: u8) -> u64 {
         ((holder as u64 + 1) << HOLDER_SHIFT).wrapping_neg()
     }
+    /// What to add to give up writing with nothing changed, and keep ownership.
+    pub const DROP_BEGIN: u64 = W.wrapping_neg();
+    /// What to add to end a write and keep ownership (rule 11): version + `by`, not writing, the
+    /// `observed` counts gone. The holder's copy needs no count.
+    pub const fn end_kept(observed: u64, by: u64) -> u64 {
+        ((by & VERSION_MASK) << VERSION_SHIFT).wrapping_sub(W).wrapping_sub(observed & SHARERS)
+    }
     /// What to add to end a write (rule 11): version + `by` (1, or more for a slot's new name), not
     /// writing, not held any more by `holder`, the `observed` counts gone, one shared copy for
     /// `holder`.
@@ -145,6 +152,11 @@ mod tests {
             assert_eq!(Word(grabbed.0 + Word::BEGIN), taken);
             let back = Word(grabbed.0.wrapping_add(Word::give_back(holder)));
             assert_eq!(back.0, before + Word::share(holder));
+            let kept = Word(late.wrapping_add(Word::end_kept(taken.counts(), 1)));
+            assert_eq!(kept.holder(), Some(holder));
+            assert!(!kept.writing() && kept.is_version(8));
+            assert_eq!(kept.counts(), Word::share(5) + Word::share(holder));
+            assert_eq!(Word(taken.0.wrapping_add(Word::DROP_BEGIN)), grabbed);
         }
     }
 

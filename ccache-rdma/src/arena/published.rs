@@ -138,6 +138,8 @@ pub struct Fact {
     pub c0: u64,
     /// Own epoch word of its shard, read with `c0`.
     pub epoch: u64,
+    /// The node holds the object's word: valid whatever the counter says.
+    pub kept: bool,
 }
 
 #[derive(Default)]
@@ -206,7 +208,8 @@ impl Publisher {
         word(2).store((name.0 >> 64) as u64, Ordering::Relaxed);
         word(3).store(fact.version, Ordering::Relaxed);
         word(4).store(fact.c0, Ordering::Relaxed);
-        word(5).store(u64::from(len), Ordering::Relaxed);
+        let kept = if fact.kept { published::KEPT } else { 0 };
+        word(5).store(u64::from(len) | kept, Ordering::Relaxed);
         word(6).store(fact.epoch, Ordering::Relaxed);
         word(7).store(place, Ordering::Relaxed);
         word(0).store((seq | 1).wrapping_add(1), Ordering::Release);
@@ -221,6 +224,28 @@ impl Publisher {
         if copy.is_some() && !had_copy {
             self.copies.entry(set.set.id).or_default().queue.push_back(name);
         }
+    }
+
+    /// What is published of `name` as kept is valid by its counter from now on: as long as that is
+    /// `c0`.
+    pub fn share(&mut self, name: Name, c0: u64) {
+        let Some(set) = crate::layout::set(name.set()) else { return };
+        let Some((number, _)) = self.tables[set.set.class as usize].entries.get(&name) else {
+            return;
+        };
+        let word = |i: u64| self.arena.word(set.region(), published::entry(*number) + 8 * i);
+        if word(5).load(Ordering::Relaxed) & published::KEPT == 0 {
+            // Published by a read since: that one says itself when it is valid.
+            return;
+        }
+        let seq = word(0).load(Ordering::Relaxed);
+        word(0).store(seq | 1, Ordering::Relaxed);
+        fence(Ordering::Release);
+        word(4).store(c0, Ordering::Relaxed);
+        word(5).store(word(5).load(Ordering::Relaxed) & !published::KEPT, Ordering::Relaxed);
+        // Before the word is anyone's: no reader may take the entry for a kept one after that.
+        word(0).store((seq | 1).wrapping_add(1), Ordering::SeqCst);
+        fence(Ordering::SeqCst);
     }
 
     /// Makes what is published of `name` void; its entry stays.
@@ -335,7 +360,7 @@ mod tests {
         let control = arena.region(RegionId::Control).clone();
         let mut out = Vec::new();
         arena.set_control(control::LEASE, 1000);
-        let fact = Fact { version: 5, c0: 0, epoch: 0 };
+        let fact = Fact { version: 5, c0: 0, epoch: 0, kept: false };
         p.publish(set, name, fact, Payload::Copy { set, data: b"hello" });
         assert_eq!(lookup(name, &class, &control, || 999, &mut out), Some(Version(5)));
         assert_eq!(out, b"hello");
@@ -344,12 +369,20 @@ mod tests {
         assert_eq!(lookup(other, &class, &control, || 0, &mut out), None);
         arena.set_control(control::counter(hash(name)), 1);
         assert_eq!(lookup(name, &class, &control, || 0, &mut out), None);
-        let fact = Fact { version: 6, c0: 1, epoch: 0 };
+        let fact = Fact { version: 6, c0: 1, epoch: 0, kept: false };
         p.publish(set, name, fact, Payload::Copy { set, data: b"again" });
         assert_eq!(lookup(name, &class, &control, || 0, &mut out), Some(Version(6)));
         arena.set_control(control::shard_epoch(Shard(9)), 2);
         assert_eq!(lookup(name, &class, &control, || 0, &mut out), None);
         arena.set_control(control::shard_epoch(Shard(9)), 0);
+        let fact = Fact { version: 7, c0: 0, epoch: 0, kept: true };
+        p.publish(set, name, fact, Payload::Copy { set, data: b"mine" });
+        arena.set_control(control::counter(hash(name)), 8);
+        assert_eq!(lookup(name, &class, &control, || 0, &mut out), Some(Version(7)));
+        p.share(name, 8);
+        assert_eq!(lookup(name, &class, &control, || 0, &mut out), Some(Version(7)));
+        arena.set_control(control::counter(hash(name)), 9);
+        assert_eq!(lookup(name, &class, &control, || 0, &mut out), None);
         p.void(name);
         assert_eq!(lookup(name, &class, &control, || 0, &mut out), None);
         p.withdraw(name);
@@ -368,7 +401,7 @@ mod tests {
         let count = u128::from(set.copy_count) * 3;
         for i in 0..count {
             let name = Name::new(set.set.id, Shard((i % 7) as u16), i);
-            let fact = Fact { version: i as u64 + 1, c0: 0, epoch: 0 };
+            let fact = Fact { version: i as u64 + 1, c0: 0, epoch: 0, kept: false };
             p.publish(set, name, fact, Payload::Copy { set, data: &i.to_le_bytes() });
             assert_eq!(lookup(name, &class, &control, || 0, &mut out), Some(Version(i as u64 + 1)));
             assert_eq!(out, i.to_le_bytes());

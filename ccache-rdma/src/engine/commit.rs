@@ -3,7 +3,8 @@
 //! acknowledge, end.
 
 use super::Engine;
-use super::op::{Flow, Op};
+use super::get::as_word;
+use super::op::{Flow, Op, Part};
 use super::write::{Item, Stage, Write};
 use crate::arena::published::{Fact, Payload};
 use crate::cache::CacheError;
@@ -14,6 +15,12 @@ use crate::request::Reply;
 use crate::view::Slots;
 use crate::word::Word;
 use std::sync::Arc;
+
+/// What tells a sharer that its copy is not the newest any more.
+fn count_up(name: crate::name::Name) -> Verb {
+    let offset = control::counter(layout::hash(name));
+    Verb::FetchAdd { at: Address { region: RegionId::Control, offset }, add: 1 }
+}
 
 impl Engine {
     /// Rules 8 and 20: everything at once, from here on never abandoned.
@@ -72,13 +79,9 @@ impl Engine {
                 chains[usize::from(peer)].push(verb);
             }
         }
-        let live = self.view.slots().without(me);
         for item in &w.items {
-            let sharers = item.taken.map_or(Slots::NONE, Word::sharers);
-            let offset = control::counter(layout::hash(item.name));
-            let at = Address { region: RegionId::Control, offset };
-            for peer in sharers.intersection(live).iter() {
-                chains[usize::from(peer)].push(Verb::FetchAdd { at, add: 1 });
+            for peer in self.to_tell(item).iter() {
+                chains[usize::from(peer)].push(count_up(item.name));
             }
         }
         for (peer, chain) in chains.into_iter().enumerate() {
@@ -90,6 +93,69 @@ impl Engine {
         Some(Flow::Waits)
     }
 
+    /// The observed live sharers of an object but this node.
+    fn to_tell(&self, item: &Item) -> Slots {
+        let sharers = item.taken.map_or(Slots::NONE, Word::sharers);
+        sharers.intersection(self.view.slots().without(self.config.node))
+    }
+
+    /// Rule 9: the only object's word is kept. The begin and the halves at once; who shares it, the begin
+    /// shows. From here on never abandoned.
+    pub(super) fn post_kept(&mut self, op: &mut Op, w: &mut Write) -> Option<Flow> {
+        let name = w.items[0].name;
+        if !self.lease_valid() || op.abandoned {
+            return Some(self.refuse(op, w, CacheError::NoQuorum));
+        }
+        let Some(primary) = self.view.primary(name.shard()) else {
+            return Some(self.refuse(op, w, CacheError::NoQuorum));
+        };
+        self.begin_kept(name);
+        self.stats.writes += 1;
+        self.stats.kept_writes += 1;
+        let item = &mut w.items[0];
+        let data = item.data.as_deref();
+        item.buffer = half::buffer(&Head::of(name, item.version, data), data.unwrap_or(&[]));
+        for peer in self.view.replicas(name.shard()).all().iter() {
+            let slot = item.slot.unwrap_or(0);
+            let mut chain =
+                Engine::write_half(item.set, name.shard(), slot, item.version, &item.buffer);
+            if peer == primary {
+                chain.insert(0, Verb::FetchAdd { at: item.word_at(), add: Word::BEGIN });
+            }
+            self.post(op, u16::from(peer), peer, chain);
+        }
+        w.stage = Stage::KeptPosted;
+        Some(Flow::Waits)
+    }
+
+    /// The begin has shown who shares the object: they hear of it, and only then it is committed.
+    pub(super) fn kept_posted(&mut self, op: &mut Op, w: &mut Write) -> Option<Flow> {
+        let results = op.take();
+        let item = &mut w.items[0];
+        w.stage = Stage::Posted;
+        if item.settled {
+            return None;
+        }
+        let primary = self.view.primary(item.name.shard()).map(u16::from);
+        let begin = results.iter().find_map(|(part, result)| match result {
+            Part::Verbs(o) if Some(*part) == primary => as_word(o.first()),
+            _ => None,
+        });
+        let Some(word) = begin else {
+            // A chain to a member that stays one does not fail; if it did, a view must come first.
+            w.stage = Stage::KeptPosted;
+            op.failed = true;
+            return Some(Flow::Waits);
+        };
+        debug_assert!(word.holder() == Some(self.config.node) && !word.writing(), "{word:?}");
+        item.taken = Some(Word(word.0.wrapping_add(Word::BEGIN)));
+        let name = item.name;
+        for peer in self.to_tell(&w.items[0]).iter() {
+            self.post(op, u16::from(peer), peer, vec![count_up(name)]);
+        }
+        if op.pending > 0 { Some(Flow::Waits) } else { None }
+    }
+
     /// Rule 10. All completions are in, or excused by the view that is in force.
     pub(super) fn commit(&mut self, op: &mut Op, w: &mut Write) -> Option<Flow> {
         op.take();
@@ -98,6 +164,7 @@ impl Engine {
             return Some(Flow::Waits);
         }
         if w.items.len() == 1 {
+            self.decide_to_keep(w);
             self.publish_written(&w.items[0]);
             self.reply(op, Ok(Reply::Done));
             w.stage = Stage::Applied;
@@ -121,6 +188,12 @@ impl Engine {
         if op.pending > 0 { Some(Flow::Waits) } else { None }
     }
 
+    fn decide_to_keep(&mut self, w: &mut Write) {
+        for item in &mut w.items {
+            item.keep = item.data.is_some() && !item.settled && self.keeps(item.name);
+        }
+    }
+
     /// Rule 26: what this node's domains hit from now on.
     fn publish_written(&mut self, item: &Item) {
         let Some(data) = item.data.as_deref().filter(|_| !item.settled) else {
@@ -131,6 +204,7 @@ impl Engine {
             version: item.version,
             c0: self.arena.control(control::counter(layout::hash(item.name))),
             epoch: self.arena.control(control::shard_epoch(item.name.shard())),
+            kept: item.keep,
         };
         let place = item.set.payload(item.name.shard(), item.slot.unwrap_or(0), item.version);
         let payload = if self.replica_of(item.name) {
@@ -148,6 +222,7 @@ impl Engine {
         let several = w.items.len() > 1;
         let mut removals = false;
         if several {
+            self.decide_to_keep(w);
             for item in &w.items {
                 self.publish_written(item);
             }
@@ -162,13 +237,22 @@ impl Engine {
             if item.settled {
                 continue;
             }
-            let add = Word::end(me, taken.counts(), item.version.wrapping_sub(item.before));
+            let by = item.version.wrapping_sub(item.before);
+            let add = if item.keep {
+                self.ub_kept(item.key());
+                self.keep(item.name, item.version);
+                Word::end_kept(taken.counts(), by)
+            } else {
+                self.ub_ended(item.key());
+                let add = Word::end(me, taken.counts(), by);
+                if let Some(o) = self.objects.get_mut(&item.name) {
+                    o.guess = Some(Word(taken.0.wrapping_add(add)));
+                    o.grab = None;
+                    o.kept = None;
+                }
+                add
+            };
             let chain = vec![Verb::FetchAdd { at: item.word_at(), add }];
-            self.ub_ended(item.key());
-            if let Some(o) = self.objects.get_mut(&item.name) {
-                o.guess = Some(Word(taken.0.wrapping_add(add)));
-                o.grab = None;
-            }
             if item.data.is_none() {
                 removals = true;
                 self.post(op, i as u16, primary, chain);

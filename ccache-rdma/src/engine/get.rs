@@ -380,7 +380,7 @@ impl Engine {
             return self.end_get(op, g, Err(CacheError::NoQuorum));
         }
         if g.own_count >= 1 {
-            let fact = Fact { version: head.version, c0: g.c0, epoch: g.epoch };
+            let fact = Fact { version: head.version, c0: g.c0, epoch: g.epoch, kept: false };
             let place = g.set.payload(g.name.shard(), g.slot, head.version);
             let payload = if self.replica_of(g.name) {
                 Payload::Own { place, len: head.len }

@@ -112,6 +112,7 @@ impl Engine {
                     }
                     // A client that grabs what it holds already starts afresh.
                     self.release_grab(g.name, g.client);
+                    self.give_back(g.name);
                     let Some(primary) = primary.filter(|_| self.serving()) else {
                         return self.end_grab(op, g, Err(CacheError::NoQuorum));
                     };
@@ -171,6 +172,7 @@ impl Engine {
                         }
                     }
                     if !word.is_idle() {
+                        self.ask_back(op, &[(g.name, word)]);
                         g.stage = Stage::Look;
                         if self.now.saturating_sub(op.began) > PATIENCE {
                             return self.end_grab(op, g, Err(CacheError::Busy));

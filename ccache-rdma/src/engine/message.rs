@@ -54,6 +54,8 @@ pub(crate) enum Message {
     Changed { name: Name },
     /// To a watcher.
     Notify { name: Name },
+    /// To the holder of a word: another node waits for it (rule 12). A hint.
+    GiveBack { name: Name },
     /// A survivor has reached this step of the change to the view with this epoch.
     Confirm {
         epoch: u64,

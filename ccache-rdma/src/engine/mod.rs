@@ -18,6 +18,7 @@ mod check;
 mod commit;
 mod get;
 mod grab;
+mod kept;
 mod list;
 mod message;
 mod op;
@@ -203,6 +204,10 @@ pub struct Stats {
     pub misses: u64,
     /// Writes posted.
     pub writes: u64,
+    /// Writes of objects whose words this node had kept.
+    pub kept_writes: u64,
+    /// Kept words that other nodes asked for.
+    pub given_back: u64,
     /// Verbs posted, loopback included.
     pub verbs_posted: u64,
     /// Messages sent to other engines.
@@ -247,6 +252,8 @@ pub struct Engine {
     redo_free: Vec<u64>,
     redo_waiting: VecDeque<OpId>,
     lease_waiting: Vec<OpId>,
+    /// Objects whose words this node keeps, those kept longest first; some may be kept no more.
+    kept: VecDeque<Name>,
     /// Objects that this node's clients have grabbed, with the end of each.
     grabs: Vec<(u64, Name)>,
     /// As primary: who wants to hear of changes.
@@ -292,6 +299,7 @@ impl Engine {
             redo_free: (0..control::REDO_RECORDS).rev().collect(),
             redo_waiting: VecDeque::new(),
             lease_waiting: Vec::new(),
+            kept: VecDeque::new(),
             grabs: Vec::new(),
             watched: HashMap::new(),
             waiting: HashMap::new(),
@@ -469,6 +477,7 @@ impl Engine {
                 self.allocate(name, len, Asker { node: from, ticket });
             }
             Message::Free { name, slot } => self.free_hint(name, slot),
+            Message::GiveBack { name } => self.give_back_asked(name),
             Message::Watch { ticket, name } => self.watch_asked(from, ticket, name),
             Message::Changed { name } => self.notify(name),
             Message::Confirm { .. } => {}

@@ -2,6 +2,7 @@
 
 use super::get::{Get, PATIENCE};
 use super::grab::Grabbing;
+use super::kept::{Kept, Reluctance};
 use super::list::Page;
 use super::message::Ticket;
 use super::primary::{Free, Mark};
@@ -103,6 +104,8 @@ pub(crate) struct Op {
     pub(crate) asleep: bool,
     /// How often it polled in a row.
     pub(crate) polls: u32,
+    /// Polls until it asks again for words that others keep.
+    pub(crate) asked: u32,
     /// Its caller has been told that it failed.
     pub(crate) abandoned: bool,
     /// Whether it writes objects, and so must not pass another's grab.
@@ -204,11 +207,16 @@ pub(crate) struct Object {
     /// The word at the end of this node's last write.
     pub(crate) guess: Option<Word>,
     pub(crate) grab: Option<Grab>,
+    /// This node holds the word since its last write.
+    pub(crate) kept: Option<Kept>,
+    /// Writes that do not keep the word yet.
+    pub(crate) reluctance: Reluctance,
 }
 
 impl Object {
     fn is_idle(&self) -> bool {
-        self.running.is_none() && self.queue.is_empty() && self.grab.is_none()
+        let used = self.running.is_some() || self.grab.is_some() || self.kept.is_some();
+        !used && self.queue.is_empty()
     }
 }
 
@@ -229,6 +237,7 @@ impl Engine {
             results: Vec::new(),
             asleep: false,
             polls: 0,
+            asked: 0,
             abandoned: false,
             writes: matches!(kind, Kind::Write(_) | Kind::Grab(_)),
             kind,
@@ -337,6 +346,7 @@ impl Engine {
             op.failed = false;
             op.asleep = false;
             op.polls = 0;
+            op.asked = 0;
             let mut kind = std::mem::replace(&mut op.kind, Kind::Wait(Wait::none()));
             let keep = match &mut kind {
                 Kind::Get(k) => self.resume_get(&mut op, k),

@@ -322,6 +322,7 @@ impl Engine {
                     let outcomes = op.take_one();
                     let Some(seen) = as_word(outcomes.first()) else { return Flow::Done };
                     if !seen.is_idle() {
+                        self.ask_back(op, &[(f.name, seen)]);
                         f.stage = FreeStage::Read;
                         return self.back_off(op);
                     }

@@ -98,6 +98,7 @@ impl Engine {
                     r.batch.clear();
                     let mut chain = Vec::new();
                     let mut busy = Vec::new();
+                    let mut held = Vec::new();
                     while r.batch.len() < BATCH {
                         let Some(slot) = stretch.left.pop() else { break };
                         let offset = set.header(shard, slot);
@@ -109,6 +110,8 @@ impl Engine {
                         }
                         if !word.is_idle() {
                             busy.push(slot);
+                            let any = Name::new(set.set.id, shard, 0);
+                            held.push((self.own_header(any, set, slot).bound, word));
                             if busy.len() >= BATCH {
                                 break;
                             }
@@ -121,13 +124,14 @@ impl Engine {
                     }
                     let waits = r.batch.is_empty() && !busy.is_empty();
                     stretch.left.splice(0..0, busy);
+                    self.ask_back(op, &held);
                     if waits {
                         return self.back_off(op);
                     }
                     if chain.is_empty() {
                         continue;
                     }
-                    op.polls = 0;
+                    (op.polls, op.asked) = (0, 0);
                     r.stage = Stage::Taking;
                     self.post(op, 0, me, chain);
                     return Flow::Waits;

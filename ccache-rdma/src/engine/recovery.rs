@@ -295,6 +295,7 @@ impl Engine {
                 o.slot = None;
                 o.guess = None;
                 o.grab = None;
+                o.kept = None;
             }
         }
         let affected: Vec<u16> = c.affected.iter().collect();

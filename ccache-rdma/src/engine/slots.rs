@@ -23,6 +23,8 @@ pub(crate) struct SlotShare {
     /// Adds posted and not completed: as long as there are any, the bound is not lowered, since a
     /// name that was here before may lead to a second operation on the slot.
     posted: u8,
+    /// The bound was set while adds were under way, which saw less than there is now.
+    raised: bool,
 }
 
 /// Slots remembered; beyond that those are forgotten that may be.
@@ -41,7 +43,7 @@ impl Engine {
             self.shares.retain(|_, s| s.posted > 0 || s.ub > 1.min(unknown));
         }
         let ub = self.unknown();
-        self.shares.entry(key).or_insert(SlotShare { ub, posted: 0 })
+        self.shares.entry(key).or_insert(SlotShare { ub, posted: 0, raised: false })
     }
 
     pub(crate) fn ub(&mut self, key: SlotKey) -> u8 {
@@ -61,7 +63,7 @@ impl Engine {
         let s = self.share(key);
         s.posted = s.posted.saturating_sub(u8::from(added));
         if s.posted == 0 {
-            s.ub = own;
+            s.ub = if std::mem::take(&mut s.raised) { s.ub.max(own) } else { own };
         }
     }
 
@@ -75,5 +77,24 @@ impl Engine {
     pub(crate) fn ub_ended(&mut self, key: SlotKey) {
         let s = self.share(key);
         s.ub = 1 + s.posted;
+        s.raised = s.posted > 0;
+    }
+
+    /// As [`Engine::ub_ended`], of an end that keeps the word: nothing is added.
+    pub(crate) fn ub_kept(&mut self, key: SlotKey) {
+        let s = self.share(key);
+        s.ub = s.posted;
+        s.raised = s.posted > 0;
+    }
+
+    /// A kept word is given back: whether there is room for one more count, which is then added.
+    pub(crate) fn ub_given_back(&mut self, key: SlotKey) -> bool {
+        let s = self.share(key);
+        let room = s.ub < 3;
+        if room {
+            s.ub += 1;
+            s.raised = s.posted > 0;
+        }
+        room
     }
 }

@@ -34,6 +34,9 @@ pub(super) enum Stage {
     Allocating,
     Take,
     Taking,
+    /// The only object is kept: everything at once, the begin too (rule 9).
+    KeptPost,
+    KeptPosted,
     Check,
     CheckLocating,
     Checking,
@@ -66,8 +69,12 @@ pub(super) struct Item {
     /// The word as this write's CAS replaced it (or its FETCH-ADD saw it), with holder and W.
     pub(super) taken: Option<Word>,
     guess: Option<Word>,
-    /// The word is this node's already, by a grab that this write ends.
-    by_grab: bool,
+    /// The word is this node's already: by a grab that this write ends, or kept.
+    owned: bool,
+    /// It is kept: given up as it was if nothing is written.
+    kept: bool,
+    /// Its end keeps it.
+    pub(super) keep: bool,
     /// The version of the slot before, and the new one.
     pub(super) before: u64,
     pub(super) version: u64,
@@ -120,7 +127,9 @@ impl Write {
                 candidates: Vec::new(),
                 taken: None,
                 guess: None,
-                by_grab: false,
+                owned: false,
+                kept: false,
+                keep: false,
                 before: 0,
                 version: 0,
                 buffer: Arc::default(),
@@ -160,7 +169,15 @@ impl Write {
     }
 
     pub(super) fn posted(&self) -> bool {
-        matches!(self.stage, Stage::Posted | Stage::Applied | Stage::Ended)
+        matches!(self.stage, Stage::KeptPosted | Stage::Posted | Stage::Applied | Stage::Ended)
+    }
+
+    /// The object, if this writes one and reads none.
+    pub(super) fn alone(&self) -> Option<Name> {
+        match &self.items[..] {
+            [item] if self.reads.is_empty() && item.data.is_some() => Some(item.name),
+            _ => None,
+        }
     }
 }
 
@@ -171,6 +188,12 @@ impl Item {
     }
     pub(super) fn key(&self) -> SlotKey {
         SlotKey::of(self.name, self.slot.unwrap_or(0))
+    }
+    fn fits(&self, now: Version) -> bool {
+        self.expects.iter().all(|e| match e {
+            Expect::Any => true,
+            Expect::Version(v) => *v == now,
+        })
     }
     fn must_exist(&self) -> bool {
         self.expects.iter().any(|e| matches!(e, Expect::Version(v) if v.exists()))
@@ -187,6 +210,8 @@ impl Engine {
                 Stage::Allocating => self.have_slots(op, w),
                 Stage::Take => self.take_word(op, w),
                 Stage::Taking => self.taking(op, w),
+                Stage::KeptPost => self.post_kept(op, w),
+                Stage::KeptPosted => self.kept_posted(op, w),
                 Stage::Check => self.check_reads(op, w),
                 Stage::CheckLocating => self.reads_located(op, w),
                 Stage::Checking => self.reads_checked(op, w),
@@ -241,12 +266,16 @@ impl Engine {
         let me = self.config.node;
         for item in &mut w.items {
             let Some(word) = item.taken.take() else { continue };
+            let add = if item.kept { Word::DROP_BEGIN } else { Word::drop_taken(me) };
             if let Some(primary) = self.view.primary(item.name.shard()) {
-                let add = Word::drop_taken(me);
                 self.post_unwaited(primary, vec![Verb::FetchAdd { at: item.word_at(), add }]);
             }
+            if std::mem::take(&mut item.kept) {
+                self.still_kept(item.name);
+                continue;
+            }
             if let Some(o) = self.objects.get_mut(&item.name) {
-                o.guess = Some(Word(word.0.wrapping_add(Word::drop_taken(me))));
+                o.guess = Some(Word(word.0.wrapping_add(add)));
                 o.grab = None;
             }
         }
@@ -263,6 +292,17 @@ impl Engine {
     fn locate(&mut self, op: &mut Op, w: &mut Write) -> Option<Flow> {
         if !self.serving() {
             return Some(self.refuse(op, w, CacheError::NoQuorum));
+        }
+        if let Some(version) = self.kept_version(w) {
+            let item = &mut w.items[0];
+            if !item.fits(Version(version)) {
+                return Some(self.refuse(op, w, CacheError::Conflict));
+            }
+            (item.before, item.version) = (version, version + 1);
+            item.slot = self.objects.get(&item.name).and_then(|o| o.slot);
+            item.found = Found::Known;
+            w.stage = Stage::KeptPost;
+            return None;
         }
         w.stage = Stage::Locating;
         for i in 0..w.items.len() {
@@ -378,6 +418,7 @@ impl Engine {
         }
         let me = self.config.node;
         let grabbed = self.grabbed_by(w.items[w.turn].name, w.client);
+        let kept = !grabbed && self.begin_kept(w.items[w.turn].name);
         let item = &mut w.items[w.turn];
         let Some(primary) = self.view.primary(item.name.shard()) else {
             return Some(self.refuse(op, w, CacheError::NoQuorum));
@@ -387,10 +428,10 @@ impl Engine {
         };
         let [word, header] = Engine::read_word_and_header(item.name, item.set, slot);
         let at = item.word_at();
-        item.by_grab = grabbed;
+        (item.owned, item.kept) = (grabbed || kept, kept);
         let first = match item.guess {
             // Rule 9: it is this node's already.
-            _ if grabbed => Verb::FetchAdd { at, add: Word::BEGIN },
+            _ if item.owned => Verb::FetchAdd { at, add: Word::BEGIN },
             Some(g) => Verb::CompareSwap { at, expect: g.0, new: g.taken(me).0 },
             None => word,
         };
@@ -409,7 +450,7 @@ impl Engine {
         let Some(word) = as_word(outcomes.first()) else {
             return Some(self.refuse(op, w, CacheError::Busy));
         };
-        if item.by_grab {
+        if item.owned {
             item.taken = Some(Word(word.0.wrapping_add(Word::BEGIN)));
         } else if item.guess == Some(word) {
             item.taken = Some(word.taken(me));
@@ -420,12 +461,18 @@ impl Engine {
                 return None;
             }
             item.guess = None;
+            if Header::decode(as_bytes(outcomes.get(1))).bound != item.name {
+                // Another's by now, who may keep it for long.
+                return Some(self.relocate(op, w));
+            }
+            let name = item.name;
+            self.ask_back(op, &[(name, word)]);
             if self.now.saturating_sub(op.began) > PATIENCE {
                 return Some(self.refuse(op, w, CacheError::Busy));
             }
             return Some(self.back_off(op));
         }
-        op.polls = 0;
+        (op.polls, op.asked) = (0, 0);
         let header = Header::decode(as_bytes(outcomes.get(1)));
         if header.bound != item.name {
             return Some(self.relocate(op, w));
@@ -445,10 +492,7 @@ impl Engine {
             item.version += u64::from((item.version ^ item.before) & 1 == 0);
         }
         let version = if exists { Version(item.before) } else { Version::ABSENT };
-        let fits = item.expects.iter().all(|e| match e {
-            Expect::Any => true,
-            Expect::Version(v) => *v == version,
-        });
+        let fits = item.fits(version);
         if exists {
             // Whatever happens now, the slot is in use.
             item.found = Found::Known;
@@ -519,7 +563,7 @@ impl Engine {
             let outcomes = op.take_one();
             let item = &mut w.items[w.turn];
             match as_word(outcomes.first()) {
-                Some(word) if item.by_grab => {
+                Some(word) if item.owned => {
                     item.taken = Some(Word(word.0.wrapping_add(Word::BEGIN)));
                 }
                 Some(word) if item.guess == Some(word) => item.taken = Some(word.taken(me)),
@@ -529,9 +573,15 @@ impl Engine {
         for item in &mut w.items {
             if self.was_affected(item.name.shard()) {
                 item.taken = None;
+                item.kept = false;
             }
         }
         self.release_words(w);
+        for item in &mut w.items {
+            if std::mem::take(&mut item.kept) {
+                self.still_kept(item.name);
+            }
+        }
         if let Some(index) = w.record.take() {
             self.free_record(index);
         }
