@@ -621,6 +621,18 @@ impl Service {
         metrics::set("clustix_shards_rebuilding", u64::from(self.view.survival().rebuilding));
         metrics::set("clustix_requests_pending", self.pending.len() as u64);
         metrics::set("clustix_waiters", self.waits.len() as u64);
+        let s = self.engine.stats();
+        for (name, value) in [
+            ("clustix_engine_hits_total", s.hits),
+            ("clustix_engine_misses_total", s.misses),
+            ("clustix_engine_writes_total", s.writes),
+            ("clustix_engine_kept_writes_total", s.kept_writes),
+            ("clustix_engine_given_back_total", s.given_back),
+            ("clustix_engine_messages_sent_total", s.messages_sent),
+            ("clustix_engine_messages_handled_total", s.messages_handled),
+        ] {
+            metrics::set(name, value);
+        }
     }
 
     // -- Membership ---------------------------------------------------------------------------
