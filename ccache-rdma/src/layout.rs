@@ -99,8 +99,11 @@ pub mod control {
     pub const MAX_MESSAGE: usize = 16 * 1024;
     /// Redo records, [`REDO_RECORDS`] per writing node.
     pub const REDO: u64 = 16 << 20;
-    /// Records per writing node: its transactions under way at once.
+    /// Records per writing node: its transactions under way at once, and [`REPLAYED`].
     pub const REDO_RECORDS: u64 = 32;
+    /// The record into which a node copies another's before it replays that, so that all replicas
+    /// have it, or it has not been begun.
+    pub const REPLAYED: u64 = REDO_RECORDS - 1;
     /// Length of one record; holds [`crate::cache::MAX_BYTES`] of payload and the heads.
     pub const REDO_LEN: u64 = 256 * 1024;
     /// Length of the region.

@@ -332,7 +332,9 @@ impl Engine {
         let replica = self.replica_of(g.name);
         let heads = if replica { self.own_header(g.name, g.set, g.slot) } else { header };
         let Some(head) = heads.current(word) else {
-            if word.version_low() == 0 && heads.heads == [None, None] {
+            // The primary's, not the own: a first write that came to nothing may have reached a copy
+            // that was being filled, and such a half never gets current.
+            if word.version_low() == 0 && header.heads == [None, None] {
                 return Some(self.absent(op, g));
             }
             return Some(self.poll_again(op, g));

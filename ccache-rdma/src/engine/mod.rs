@@ -288,7 +288,7 @@ impl Engine {
             shares: HashMap::new(),
             primary: Primary::default(),
             local_allocations: Vec::new(),
-            redo_free: (0..control::REDO_RECORDS).rev().collect(),
+            redo_free: (0..control::REPLAYED).rev().collect(),
             redo_waiting: VecDeque::new(),
             lease_waiting: Vec::new(),
             grabs: Vec::new(),
@@ -364,7 +364,10 @@ impl Engine {
                     return;
                 }
                 self.end_grabs(Some(client));
-                for id in self.queued_waits.values().copied().collect::<Vec<_>>() {
+                // In order: a schedule replayed from its seed must be the same again.
+                let mut waits: Vec<OpId> = self.queued_waits.values().copied().collect();
+                waits.sort();
+                for id in waits {
                     let of_client = matches!(
                         self.ops.get_mut(id).map(|o| &o.kind),
                         Some(Kind::Wait(w)) if w.client() == Some(client)

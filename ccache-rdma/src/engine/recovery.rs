@@ -316,8 +316,9 @@ impl Engine {
         }
         self.resume_all();
         self.resume_marks();
-        let queued: Vec<_> =
+        let mut queued: Vec<_> =
             self.objects.iter().filter(|(_, o)| !o.queue.is_empty()).map(|(n, _)| *n).collect();
+        queued.sort();
         for name in queued {
             self.pump(name);
         }

@@ -13,6 +13,14 @@ use xxhash_rust::xxh3::xxh3_64_with_seed;
 const SEED: u64 = 0x7265_646f;
 const FIXED: usize = 24;
 
+/// A record as it was found, and those of its objects that are to be brought to an end.
+pub(crate) struct Record {
+    pub(crate) bytes: Arc<Vec<u8>>,
+    /// The object on whose replicas the record stands.
+    pub(crate) first: Name,
+    pub(crate) entries: Vec<Entry>,
+}
+
 /// One object of a record.
 pub(crate) struct Entry {
     pub(crate) head: Head,

@@ -12,6 +12,7 @@ use crate::name::{Name, SHARDS, Shard};
 use crate::view::{MAX_NODES, Slots};
 use crate::word::Word;
 use std::collections::VecDeque;
+use std::sync::Arc;
 
 /// Slots whose headers are compared at once.
 const BATCH: u32 = 32;
@@ -62,9 +63,16 @@ struct Stretch {
     mark: u32,
 }
 
+/// How far the replay of a record is.
+enum ReplayStage {
+    Look,
+    Copy,
+    Apply,
+}
+
 enum Work {
     Gather,
-    Replay { left: VecDeque<redo::Entry>, looking: bool },
+    Replay { left: VecDeque<redo::Record>, stage: ReplayStage },
     Survey,
     Takeover { stretches: VecDeque<Stretch>, headers: Vec<(u8, Vec<u8>)>, posted: bool },
     Held,
@@ -110,10 +118,11 @@ impl Engine {
             }
             match &mut r.work {
                 Work::Gather => {
-                    r.work = Work::Replay { left: self.gather_records(), looking: false };
+                    let left = self.gather_records();
+                    r.work = Work::Replay { left, stage: ReplayStage::Look };
                 }
-                Work::Replay { left, looking } => {
-                    if self.replay(op, left, looking) == Flow::Waits {
+                Work::Replay { left, stage } => {
+                    if self.replay(op, left, stage) == Flow::Waits {
                         return Flow::Waits;
                     }
                     break;
@@ -143,7 +152,7 @@ impl Engine {
 
     /// Whole records in this node's memory whose objects nobody else will bring to an end: those in
     /// shards whose words are made anew, whoever wrote them, and those of the gone.
-    fn gather_records(&mut self) -> VecDeque<redo::Entry> {
+    fn gather_records(&mut self) -> VecDeque<redo::Record> {
         let mut out = VecDeque::new();
         if self.gone().is_empty() && !self.any_affected() {
             return out;
@@ -161,65 +170,94 @@ impl Engine {
                 if !region.read(at, &mut bytes) {
                     continue;
                 }
-                for e in redo::decode(&bytes).unwrap_or_default() {
+                let mut entries = redo::decode(&bytes).unwrap_or_default();
+                let Some(first) = entries.first().map(|e| e.head.name) else { continue };
+                entries.retain(|e| {
                     let shard = e.head.name.shard();
                     let known = layout::set(e.head.name.set())
                         .is_some_and(|l| e.slot < l.slots() && shard.0 < SHARDS);
-                    if known && (self.is_affected(shard) || self.gone().contains(writer)) {
-                        out.push_back(e);
-                    }
+                    known && (self.is_affected(shard) || self.gone().contains(writer))
+                });
+                if !entries.is_empty() {
+                    out.push_back(redo::Record { bytes: Arc::new(bytes), first, entries });
                 }
             }
         }
         out
     }
 
+    /// Rule 22, for one record after the other. A record whose writer died may stand here alone:
+    /// before any of its objects is touched it is put on all replicas of the first one, as a record
+    /// of this node's. Else this node could die with one object rolled forward, and nobody left
+    /// would know of the others.
     fn replay(
         &mut self,
         op: &mut Op,
-        left: &mut VecDeque<redo::Entry>,
-        looking: &mut bool,
+        left: &mut VecDeque<redo::Record>,
+        stage: &mut ReplayStage,
     ) -> Flow {
-        while let Some(e) = left.front() {
-            let name = e.head.name;
-            let Some(set) = layout::set(name.set()) else {
-                left.pop_front();
-                continue;
-            };
-            let replicas = self.view.replicas(name.shard());
-            if !*looking {
-                *looking = true;
-                let [_, header] = Engine::read_word_and_header(name, set, e.slot);
-                for peer in replicas.complete().iter() {
-                    self.post(op, u16::from(peer), peer, vec![header.clone()]);
+        while let Some(record) = left.front_mut() {
+            match stage {
+                ReplayStage::Look => {
+                    op.take();
+                    for (i, e) in record.entries.iter().enumerate() {
+                        let Some(set) = layout::set(e.head.name.set()) else { continue };
+                        let [_, header] = Engine::read_word_and_header(e.head.name, set, e.slot);
+                        for peer in self.view.replicas(e.head.name.shard()).complete().iter() {
+                            self.post(op, i as u16, peer, vec![header.clone()]);
+                        }
+                    }
+                    *stage = ReplayStage::Copy;
                 }
-                if op.pending > 0 {
-                    return Flow::Waits;
+                ReplayStage::Copy => {
+                    let mut seen = vec![(0, true); record.entries.len()];
+                    for (i, part) in op.take() {
+                        let (Some(e), Part::Verbs(outcomes)) =
+                            (record.entries.get(usize::from(i)), part)
+                        else {
+                            continue;
+                        };
+                        let found = Header::decode(as_bytes(outcomes.first())).highest();
+                        let (highest, whole) = &mut seen[usize::from(i)];
+                        *highest = found.map_or(0, |h| h.version).max(*highest);
+                        *whole &= found.is_some_and(|h| h.version >= e.head.version);
+                    }
+                    let mut seen = seen.into_iter();
+                    record.entries.retain(|e| {
+                        let (highest, whole) = seen.next().unwrap_or((0, false));
+                        // At the same version a copy may lack it that was cut off in the middle.
+                        e.head.version > highest || (e.head.version == highest && !whole)
+                    });
+                    if record.entries.is_empty() {
+                        left.pop_front();
+                        *stage = ReplayStage::Look;
+                        continue;
+                    }
+                    let offset = control::redo(self.config.node, control::REPLAYED);
+                    let at = Address { region: RegionId::Control, offset };
+                    let len = record.bytes.len() as u32;
+                    for peer in self.view.replicas(record.first.shard()).all().iter() {
+                        let data = record.bytes.clone();
+                        let verb = Verb::Write { at, data, from: 0, len };
+                        self.post(op, u16::from(peer), peer, vec![verb]);
+                    }
+                    *stage = ReplayStage::Apply;
+                }
+                ReplayStage::Apply => {
+                    for e in &record.entries {
+                        let (name, version) = (e.head.name, e.head.version);
+                        let Some(set) = layout::set(name.set()) else { continue };
+                        let buffer = half::buffer(&e.head, &e.data);
+                        for peer in self.view.replicas(name.shard()).all().iter() {
+                            let chain =
+                                Engine::write_half(set, name.shard(), e.slot, version, &buffer);
+                            self.post(op, u16::from(peer), peer, chain);
+                        }
+                    }
+                    left.pop_front();
+                    *stage = ReplayStage::Look;
                 }
             }
-            *looking = false;
-            let mut highest = 0;
-            let mut whole = true;
-            for (_, part) in op.take() {
-                // Parts without outcome are those of writes of the entry before.
-                let Part::Verbs(outcomes) = part else { continue };
-                let bytes = as_bytes(outcomes.first());
-                if bytes.len() == header::LEN as usize {
-                    let seen = Header::decode(bytes).highest();
-                    highest = highest.max(seen.map_or(0, |h| h.version));
-                    whole &= seen.is_some_and(|h| h.version >= e.head.version);
-                }
-            }
-            let buffer = half::buffer(&e.head, &e.data);
-            // At the same version a copy may lack it that was cut off in the middle.
-            if e.head.version > highest || (e.head.version == highest && !whole) {
-                for peer in replicas.all().iter() {
-                    let chain =
-                        Engine::write_half(set, name.shard(), e.slot, e.head.version, &buffer);
-                    self.post(op, u16::from(peer), peer, chain);
-                }
-            }
-            left.pop_front();
             if op.pending > 0 {
                 return Flow::Waits;
             }
