@@ -49,6 +49,9 @@ pub fn run(all: bool, only: Option<&str>) -> Result<()> {
         let seeds = if all { "5000" } else { "500" };
         let run = ["run", "--release", "--locked", "-p", "clustix-sim", "--"];
         add("sim", &[&run[..], &["--seeds", seeds]].concat());
+        let bugs = ["test", "--release", "--locked", "-p", "clustix-sim", "--test", "bugs"];
+        let bugs = [&bugs[..], &["--features", "put-back-bugs", "--", "--nocapture"]].concat();
+        add("sim-bugs", &bugs);
     }
     if suites.is_empty() {
         bail!("no suite has {only:?} in its name; there are: {} sim", SYSTEM.join(" "));

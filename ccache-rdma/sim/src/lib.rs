@@ -11,6 +11,8 @@
 
 #![forbid(unsafe_code)]
 
+#[cfg(feature = "put-back-bugs")]
+pub mod bugs;
 pub mod check;
 pub mod clock;
 pub mod cluster;

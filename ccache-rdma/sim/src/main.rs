@@ -30,6 +30,10 @@ struct Cli {
     /// return
     #[arg(long, value_delimiter = ',', value_parser = fault)]
     faults: Option<Vec<Fault>>,
+    /// With this known bug put back into the engine, under the plan that is to catch it
+    #[cfg(feature = "put-back-bugs")]
+    #[arg(long, value_parser = clustix_sim::bugs::named)]
+    bug: Option<clustix_ccache::engine::Bug>,
     /// Threads
     #[arg(long)]
     threads: Option<usize>,
@@ -41,7 +45,13 @@ fn fault(name: &str) -> Result<Fault, String> {
 
 impl Cli {
     fn plan(&self, seed: u64) -> Plan {
+        #[cfg(not(feature = "put-back-bugs"))]
         let mut plan = Plan::of(seed);
+        #[cfg(feature = "put-back-bugs")]
+        let mut plan = match self.bug {
+            Some(bug) => clustix_sim::bugs::plan(bug, seed),
+            None => Plan::of(seed),
+        };
         plan.nodes = self.nodes.unwrap_or(plan.nodes);
         if let Some(faults) = &self.faults {
             plan.faults.clone_from(faults);

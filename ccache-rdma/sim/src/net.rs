@@ -14,8 +14,6 @@ use std::cmp::Reverse;
 use std::collections::{BTreeMap, BTreeSet, BinaryHeap, VecDeque};
 use std::sync::atomic::Ordering;
 
-/// Bytes of a packet: the most that lands at once.
-const PACKET: usize = 1024;
 /// Most messages taken from one mailbox at one poll.
 const MESSAGES_PER_POLL: usize = 64;
 
@@ -33,6 +31,8 @@ pub struct Wire {
     pub slow_ns: u64,
     /// A packet's typical time on the wire, ns.
     pub packet_ns: u64,
+    /// Bytes of a packet: the most that lands at once; a multiple of 8.
+    pub packet: usize,
 }
 
 impl Default for Wire {
@@ -43,6 +43,7 @@ impl Default for Wire {
             slow_one_in: 600,
             slow_ns: 250_000,
             packet_ns: 400,
+            packet: 1024,
         }
     }
 }
@@ -518,7 +519,8 @@ impl Net {
             let t = &self.ports[target];
             (t.arena.clone(), t.alive)
         };
-        let packet = (self.random.time(8, 2 * PACKET as u64) as usize).min(PACKET) & !7;
+        let most = self.wire.packet;
+        let packet = (self.random.below(2 * most)).clamp(8, most) & !7;
         let gap = self.random.delay(self.wire.packet_ns / 2);
         let back = self.random.delay(self.wire.packet_ns);
         let Some(q) = self.ports[port].queues.get_mut(&peer) else { return };
@@ -527,7 +529,7 @@ impl Net {
         let mut error = None;
         if let Some(verb) = next {
             let first = chain.read.is_empty();
-            match act(&arena, &verb, packet.max(8), first) {
+            match act(&arena, &verb, packet, first) {
                 Ok((outcome, rest)) => {
                     let whole = rest.is_none();
                     chain.rest = rest;

@@ -56,6 +56,9 @@ pub struct Plan {
     pub wire: Wire,
     /// Whether a process's death is noticed at once.
     pub notices: bool,
+    /// A bug that is put back.
+    #[cfg(feature = "put-back-bugs")]
+    pub bug: Option<clustix_ccache::engine::Bug>,
     /// What goes wrong, one after the other.
     pub faults: Vec<Fault>,
     /// How long work goes on before, between and after, ns.
@@ -84,6 +87,7 @@ impl Plan {
             slow_one_in: [0, 200, 600, 2_000][r.below(4)],
             slow_ns: [20_000, 250_000, 700_000][r.below(3)],
             packet_ns: [150, 400, 1_000][r.below(3)],
+            packet: [256, 1024, 1024][r.below(3)],
         };
         Plan {
             nodes,
@@ -92,6 +96,8 @@ impl Plan {
             payload: [None, None, Some(200), Some(1_500)][r.below(4)],
             wire,
             notices: r.chance(2),
+            #[cfg(feature = "put-back-bugs")]
+            bug: None,
             faults,
             stretch: 150_000 + r.number() % 400_000,
         }

@@ -71,6 +71,8 @@ impl Run {
         c.trace = trace;
         c.net.borrow_mut().trace = trace;
         c.notices = plan.notices;
+        #[cfg(feature = "put-back-bugs")]
+        c.put_back(plan.bug);
         for n in objects() {
             if let Some(set) = layout::set(n.set()) {
                 c.net.borrow_mut().words.watch(set, n.shard(), 64);
@@ -565,12 +567,15 @@ impl Run {
             t = t.create(n, value.payload(n, self.plan.payload));
             all.push((n, value.tag));
         }
+        // Nothing goes wrong yet.
+        let slow = std::mem::take(&mut self.c.net.borrow_mut().wire.slow_one_in);
         if !self.c.run_until_quiet(PATIENCE) {
             return self.found(Err(("it_comes_to_rest", self.c.describe())));
         }
         let begin = self.c.next_order();
         let answer = self.c.ask(0, 0, Request::Transact(t));
         let reply = answer.and_then(|id| self.c.run_for(0, id, PATIENCE));
+        self.c.net.borrow_mut().wire.slow_one_in = slow;
         if reply != Some(Ok(Reply::Done)) {
             let what = format!("{reply:?} to the first write");
             return self.found(Err(("it_comes_to_rest", what)));

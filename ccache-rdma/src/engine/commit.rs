@@ -2,9 +2,9 @@
 //! counters go out at once; all complete and the lease valid is the commit; then publish,
 //! acknowledge, end.
 
-use super::Engine;
 use super::op::{Flow, Op};
 use super::write::{Item, Stage, Write};
+use super::{Bug, Engine};
 use crate::arena::published::{Fact, Payload};
 use crate::cache::CacheError;
 use crate::fabric::{Address, Verb};
@@ -118,7 +118,8 @@ impl Engine {
             }
         }
         w.stage = Stage::Applied;
-        if op.pending > 0 { Some(Flow::Waits) } else { None }
+        let wait = op.pending > 0 && !self.bug(Bug::EndsBeforeApplies);
+        if wait { Some(Flow::Waits) } else { None }
     }
 
     /// Rule 26: what this node's domains hit from now on.

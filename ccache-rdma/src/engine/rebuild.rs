@@ -4,7 +4,7 @@
 
 use super::get::as_word;
 use super::op::{Caller, Flow, Kind, Op, Part};
-use super::{Action, Engine};
+use super::{Action, Bug, Engine};
 use crate::fabric::{Address, Verb};
 use crate::half::{self, HEAD};
 use crate::layout::{self, SetLayout, header};
@@ -160,7 +160,9 @@ impl Engine {
                         let offset = set.header(shard, *slot) + other;
                         let at = Address { region: set.region(), offset };
                         let data = Arc::new(vec![0; HEAD]);
-                        chains.push(Verb::Write { at, data, from: 0, len: HEAD as u32 });
+                        if !self.bug(Bug::LeftoverHalf) {
+                            chains.push(Verb::Write { at, data, from: 0, len: HEAD as u32 });
+                        }
                     }
                     if !chains.is_empty() {
                         for peer in targets.iter() {
@@ -223,10 +225,11 @@ impl Engine {
     }
 
     fn mark_taken(&mut self, op: &mut Op, r: &mut Rebuild) {
+        let ignore = self.bug(Bug::CopierIgnoresSwap);
         for (_, part) in op.take() {
             let Part::Verbs(outcomes) = part else { continue };
             for (i, (_, word, taken)) in r.batch.iter_mut().enumerate() {
-                *taken = as_word(outcomes.get(i)) == Some(*word);
+                *taken = as_word(outcomes.get(i)) == Some(*word) || ignore;
             }
         }
     }

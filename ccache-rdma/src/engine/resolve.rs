@@ -4,7 +4,7 @@
 
 use super::get::{as_bytes, as_word};
 use super::op::{Flow, Op, Part};
-use super::{Engine, redo};
+use super::{Bug, Engine, redo};
 use crate::fabric::{Address, Verb};
 use crate::half::{self, HEAD, Head, Header};
 use crate::layout::{self, RegionId, SetLayout, control, header};
@@ -170,7 +170,10 @@ impl Engine {
                 if !region.read(at, &mut bytes) {
                     continue;
                 }
-                let mut entries = redo::decode(&bytes).unwrap_or_default();
+                if !redo::is_whole(&bytes) && !self.bug(Bug::RecordUnchecked) {
+                    continue;
+                }
+                let mut entries = redo::entries(&bytes).unwrap_or_default();
                 let Some(first) = entries.first().map(|e| e.head.name) else { continue };
                 entries.retain(|e| {
                     let shard = e.head.name.shard();
@@ -223,10 +226,11 @@ impl Engine {
                         *whole &= found.is_some_and(|h| h.version >= e.head.version);
                     }
                     let mut seen = seen.into_iter();
+                    let any = self.bug(Bug::ReplayWithoutVersions);
                     record.entries.retain(|e| {
                         let (highest, whole) = seen.next().unwrap_or((0, false));
                         // At the same version a copy may lack it that was cut off in the middle.
-                        e.head.version > highest || (e.head.version == highest && !whole)
+                        any || e.head.version > highest || (e.head.version == highest && !whole)
                     });
                     if record.entries.is_empty() {
                         left.pop_front();
@@ -236,7 +240,11 @@ impl Engine {
                     let offset = control::redo(self.config.node, control::REPLAYED);
                     let at = Address { region: RegionId::Control, offset };
                     let len = record.bytes.len() as u32;
-                    for peer in self.view.replicas(record.first.shard()).all().iter() {
+                    let mut all = self.view.replicas(record.first.shard()).all();
+                    if self.bug(Bug::ReplayFromOneRecord) {
+                        all = Slots::NONE;
+                    }
+                    for peer in all.iter() {
                         let data = record.bytes.clone();
                         let verb = Verb::Write { at, data, from: 0, len };
                         self.post(op, u16::from(peer), peer, vec![verb]);
