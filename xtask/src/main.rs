@@ -8,6 +8,7 @@ mod cluster;
 mod data;
 mod demo;
 mod setup;
+mod sim;
 mod suite;
 
 use clap::{Parser, Subcommand};
@@ -38,6 +39,14 @@ enum Command {
     },
     /// Measure, each figure beside its reference in the same run
     Bench,
+    /// Run the cluster-cache's protocol in simulated clusters, under schedules that follow from
+    /// seeds; exits non-zero at the first seed that finds something
+    #[command(disable_help_flag = true)]
+    Sim {
+        /// `--seeds N`, `--first-seed S`, `--seed S --trace`, `--bug NAME`; `--help` says more
+        #[arg(trailing_var_arg = true, allow_hyphen_values = true)]
+        args: Vec<String>,
+    },
 }
 
 fn main() -> ExitCode {
@@ -46,6 +55,7 @@ fn main() -> ExitCode {
         Command::Demo => demo::run(),
         Command::Test { all, only } => suite::run(all, only.as_deref()),
         Command::Bench => bench::run(),
+        Command::Sim { args } => sim::run(&args),
     };
     match result {
         Ok(()) => ExitCode::SUCCESS,

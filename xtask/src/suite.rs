@@ -45,8 +45,16 @@ pub fn run(all: bool, only: Option<&str>) -> Result<()> {
             ],
         );
     }
+    if only.is_none_or(|o| "sim".contains(o)) {
+        let seeds = if all { "5000" } else { "500" };
+        let run = ["run", "--release", "--locked", "-p", "clustix-sim", "--"];
+        add("sim", &[&run[..], &["--seeds", seeds]].concat());
+        let bugs = ["test", "--release", "--locked", "-p", "clustix-sim", "--test", "bugs"];
+        let bugs = [&bugs[..], &["--features", "put-back-bugs", "--", "--nocapture"]].concat();
+        add("sim-bugs", &bugs);
+    }
     if suites.is_empty() {
-        bail!("no suite has {only:?} in its name; there are: {}", SYSTEM.join(" "));
+        bail!("no suite has {only:?} in its name; there are: {} sim", SYSTEM.join(" "));
     }
     let program = setup::build()?;
     let mut report = Vec::new();

@@ -2,10 +2,10 @@
 //! counters go out at once; all complete and the lease valid is the commit; then publish,
 //! acknowledge, end.
 
-use super::Engine;
 use super::get::as_word;
 use super::op::{Flow, Op, Part};
 use super::write::{Item, Stage, Write};
+use super::{Bug, Engine};
 use crate::arena::published::{Fact, Payload};
 use crate::cache::CacheError;
 use crate::fabric::{Address, Verb};
@@ -185,7 +185,8 @@ impl Engine {
             }
         }
         w.stage = Stage::Applied;
-        if op.pending > 0 { Some(Flow::Waits) } else { None }
+        let wait = op.pending > 0 && !self.bug(Bug::EndsBeforeApplies);
+        if wait { Some(Flow::Waits) } else { None }
     }
 
     fn decide_to_keep(&mut self, w: &mut Write) {

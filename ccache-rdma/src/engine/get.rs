@@ -1,7 +1,7 @@
 //! Reading an object: rules 1–6.
 
 use super::op::{Flow, Op, Part};
-use super::{Engine, SlotKey};
+use super::{Bug, Engine, SlotKey};
 use crate::arena::published::{self, Fact, Payload};
 use crate::cache::{CacheError, Version};
 use crate::fabric::{Address, Outcome, Verb};
@@ -254,7 +254,8 @@ impl Engine {
                     // Rule 2: the counter, and the epoch, before anything is posted.
                     g.c0 = self.arena.control(control::counter(layout::hash(g.name)));
                     g.epoch = self.arena.control(control::shard_epoch(g.name.shard()));
-                    g.added = !g.registered && self.ub(g.key()) < 3;
+                    let room = self.ub(g.key()) < 3 || self.bug(Bug::UnboundedCounts);
+                    g.added = !g.registered && room;
                     let [word, heads] = Engine::read_word_and_header(g.name, g.set, g.slot);
                     let Verb::Read { at, .. } = word else { return Flow::Done };
                     let mut chain = Vec::with_capacity(3);
@@ -297,6 +298,9 @@ impl Engine {
     fn evaluate(&mut self, op: &mut Op, g: &mut Get) -> Option<Flow> {
         let outcomes = op.take_one();
         let Some(word) = as_word(outcomes.first()) else { return Some(Flow::Done) };
+        if self.bug(Bug::CounterAfterPosting) {
+            g.c0 = self.arena.control(control::counter(layout::hash(g.name)));
+        }
         g.own_count = word.count(self.config.node) + u8::from(g.added);
         self.ub_seen(g.key(), g.own_count, g.added);
         g.registered |= g.added;
@@ -326,13 +330,16 @@ impl Engine {
             o.slot = Some(g.slot);
         }
         g.stage = Stage::Post;
-        if word.writing() {
+        if word.writing() && !self.bug(Bug::ReadWhileWriting) {
             return Some(self.poll_again(op, g));
         }
         let replica = self.replica_of(g.name);
         let heads = if replica { self.own_header(g.name, g.set, g.slot) } else { header };
         let Some(head) = heads.current(word) else {
-            if word.version_low() == 0 && heads.heads == [None, None] {
+            // The primary's, not the own: a first write that came to nothing may have reached a copy
+            // that was being filled, and such a half never gets current.
+            let asked = if self.bug(Bug::AbsenceByOwnCopy) { &heads } else { &header };
+            if word.version_low() == 0 && asked.heads == [None, None] {
                 return Some(self.absent(op, g));
             }
             return Some(self.poll_again(op, g));

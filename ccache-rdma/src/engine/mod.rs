@@ -14,6 +14,7 @@
 //!   region's lease word, written before the event is handled;
 //! - views in the order of their epochs, each one committed by a majority.
 
+mod bugs;
 mod check;
 mod commit;
 mod get;
@@ -42,6 +43,10 @@ use crate::lease::Timing;
 use crate::name::Name;
 use crate::request::{Reply, Request};
 use crate::view::{MAX_NODES, Slots, View};
+#[cfg(feature = "put-back-bugs")]
+pub use bugs::Bug;
+#[cfg(not(feature = "put-back-bugs"))]
+use bugs::Bug;
 use message::{Message, ShardSet};
 use op::{Caller, Kind, Object, OpId, Ops, Part};
 use primary::{Asker, Primary};
@@ -267,6 +272,8 @@ pub struct Engine {
     overdue_check: u64,
     /// What came while a view was changing.
     deferred: Vec<Event>,
+    #[cfg(feature = "put-back-bugs")]
+    bug: Option<Bug>,
 }
 
 impl Engine {
@@ -307,6 +314,8 @@ impl Engine {
             free_later: Vec::new(),
             overdue_check: 0,
             deferred: Vec::new(),
+            #[cfg(feature = "put-back-bugs")]
+            bug: None,
         }
     }
 
@@ -373,7 +382,10 @@ impl Engine {
                     return;
                 }
                 self.end_grabs(Some(client));
-                for id in self.queued_waits.values().copied().collect::<Vec<_>>() {
+                // In order: a schedule replayed from its seed must be the same again.
+                let mut waits: Vec<OpId> = self.queued_waits.values().copied().collect();
+                waits.sort();
+                for id in waits {
                     let of_client = matches!(
                         self.ops.get_mut(id).map(|o| &o.kind),
                         Some(Kind::Wait(w)) if w.client() == Some(client)
@@ -490,7 +502,7 @@ impl Engine {
     }
 
     fn lease_valid(&self) -> bool {
-        self.now < self.lease_until
+        self.now < self.lease_until || self.bug(Bug::LeaseOnHitsOnly)
     }
 
     /// Whether this node may answer from what it sees.

@@ -274,6 +274,14 @@ impl Engine {
             if op.pending == 0 {
                 self.ready.push_back(id);
             }
+            #[cfg(feature = "put-back-bugs")]
+            if op.pending == 1
+                && self.bug == Some(super::Bug::EarlyAcknowledgement)
+                && matches!(&op.kind, Kind::Write(w) if w.posted())
+                && let Caller::Request(id, _) = std::mem::replace(&mut op.caller, Caller::Own)
+            {
+                self.out.push(Action::Reply { id, reply: Ok(Reply::Done) });
+            }
         }
         if self.outstanding == 0 {
             self.drained();

@@ -285,6 +285,7 @@ impl Engine {
             slots.marking = false;
             waiting.append(&mut slots.waiting);
         }
+        waiting.sort_by_key(|(name, ..)| *name);
         for (name, len, asker) in waiting {
             // Other nodes ask again themselves; only then are they still interested.
             if asker.node == self.config.node {

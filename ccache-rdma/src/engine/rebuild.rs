@@ -4,14 +4,15 @@
 
 use super::get::as_word;
 use super::op::{Caller, Flow, Kind, Op, Part};
-use super::{Action, Engine};
+use super::{Action, Bug, Engine};
 use crate::fabric::{Address, Verb};
-use crate::half;
-use crate::layout::{self, SetLayout};
+use crate::half::{self, HEAD};
+use crate::layout::{self, SetLayout, header};
 use crate::name::{Name, SHARDS, Shard};
 use crate::view::MAX_NODES;
 use crate::word::Word;
 use std::collections::VecDeque;
+use std::sync::Arc;
 
 /// Slots taken at once.
 const BATCH: usize = 16;
@@ -157,6 +158,15 @@ impl Engine {
                         };
                         let buffer = half::buffer(&head, &data);
                         chains.extend(Engine::write_half(set, shard, *slot, head.version, &buffer));
+                        // A write that was not rolled forward may have reached the new copy alone;
+                        // once the copy counts it would pass for the highest version.
+                        let other = header::head(head.version + 1);
+                        let offset = set.header(shard, *slot) + other;
+                        let at = Address { region: set.region(), offset };
+                        let data = Arc::new(vec![0; HEAD]);
+                        if !self.bug(Bug::LeftoverHalf) {
+                            chains.push(Verb::Write { at, data, from: 0, len: HEAD as u32 });
+                        }
                     }
                     if !chains.is_empty() {
                         for peer in targets.iter() {
@@ -219,10 +229,11 @@ impl Engine {
     }
 
     fn mark_taken(&mut self, op: &mut Op, r: &mut Rebuild) {
+        let ignore = self.bug(Bug::CopierIgnoresSwap);
         for (_, part) in op.take() {
             let Part::Verbs(outcomes) = part else { continue };
             for (i, (_, word, taken)) in r.batch.iter_mut().enumerate() {
-                *taken = as_word(outcomes.get(i)) == Some(*word);
+                *taken = as_word(outcomes.get(i)) == Some(*word) || ignore;
             }
         }
     }

@@ -14,7 +14,7 @@
 
 use super::message::{Message, ShardSet};
 use super::op::{Caller, Kind, OpId};
-use super::{Action, Engine};
+use super::{Action, Bug, Engine};
 use crate::cache::CacheError;
 use crate::layout::control;
 use crate::name::Shard;
@@ -91,8 +91,11 @@ impl Engine {
             let stays = self.view.member(m.slot).is_some_and(|n| n.incarnation == m.incarnation);
             if !stays {
                 gone = gone.with(m.slot);
-                revoking = revoking.with(m.slot);
                 self.connected[usize::from(m.slot)] = None;
+                if self.bug(Bug::PartialRevoke) && self.view.members[0].slot == me {
+                    continue;
+                }
+                revoking = revoking.with(m.slot);
                 self.out.push(Action::Revoke { peer: m.slot });
             }
         }
@@ -226,7 +229,8 @@ impl Engine {
                         m.slot == self.config.node
                             || self.connected[usize::from(m.slot)] == Some((m.incarnation, true))
                     });
-                    if !c.revoking.is_empty() || !connected || self.outstanding > 0 {
+                    let under_way = self.outstanding > 0 && !self.bug(Bug::NoDrain);
+                    if !c.revoking.is_empty() || !connected || under_way {
                         return;
                     }
                     self.say();
@@ -276,6 +280,7 @@ impl Engine {
 
     /// All members are drained: what any of them knows to have changed, all take as changed.
     fn drop_affected(&mut self) {
+        let (no_wait, keep) = (self.bug(Bug::NoLeaseWait), self.bug(Bug::CachesKept));
         let Some(c) = &mut self.change else { return };
         for peer in self.view.slots().without(self.config.node).iter() {
             let said = &self.confirms[usize::from(peer)];
@@ -284,8 +289,8 @@ impl Engine {
         }
         // Nobody can complete a renewal with the gone any more; the last may have just been sent.
         let over = self.now + self.config.timing.over_by();
-        c.lease_over = (!c.gone.is_empty()).then_some(over);
-        for shard in c.affected.iter() {
+        c.lease_over = (!c.gone.is_empty() && !no_wait).then_some(over);
+        for shard in c.affected.iter().filter(|_| !keep) {
             self.arena.set_control(control::shard_epoch(Shard(shard)), self.view.epoch);
         }
         let affected = &c.affected;
@@ -302,6 +307,10 @@ impl Engine {
         for shard in affected {
             self.forget_primary(Shard(shard));
         }
+        #[cfg(feature = "put-back-bugs")]
+        if self.bug(Bug::CountsCleared) {
+            self.clear_counts_of_the_gone();
+        }
         self.next_step(2);
     }
 
@@ -317,8 +326,9 @@ impl Engine {
         }
         self.resume_all();
         self.resume_marks();
-        let queued: Vec<_> =
+        let mut queued: Vec<_> =
             self.objects.iter().filter(|(_, o)| !o.queue.is_empty()).map(|(n, _)| *n).collect();
+        queued.sort();
         for name in queued {
             self.pump(name);
         }

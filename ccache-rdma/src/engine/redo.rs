@@ -47,13 +47,14 @@ pub(crate) fn length(fixed: &[u8]) -> Option<usize> {
     (len > FIXED && len as u64 <= control::REDO_LEN).then_some(len)
 }
 
-/// The objects of a record; `None` for one that is not whole.
-pub(crate) fn decode(bytes: &[u8]) -> Option<Vec<Entry>> {
-    let len = length(bytes)?;
-    let bytes = bytes.get(..len)?;
-    if xxh3_64_with_seed(&bytes[8..], SEED) != word(bytes, 0)? {
-        return None;
-    }
+/// Whether a record, which is as long as [`length`] says, is whole.
+pub(crate) fn is_whole(bytes: &[u8]) -> bool {
+    length(bytes) == Some(bytes.len())
+        && word(bytes, 0) == Some(xxh3_64_with_seed(&bytes[8..], SEED))
+}
+
+/// The objects of a record; `None` for one that never was.
+pub(crate) fn entries(bytes: &[u8]) -> Option<Vec<Entry>> {
     let count = word(bytes, 16)?;
     let mut at = FIXED;
     let mut entries = Vec::new();
@@ -87,6 +88,7 @@ mod tests {
             (b, 70, buffer(&Head::of(b, 8, Some(&data)), &data)),
         ];
         let record = encode(halves.iter().map(|(n, s, h)| (*n, *s, h)));
+        let decode = |r: &[u8]| if is_whole(r) { super::entries(r) } else { None };
         let entries = decode(&record).unwrap();
         assert_eq!(entries.len(), 2);
         assert!(entries[0].head.tombstone && entries[0].slot == 3);

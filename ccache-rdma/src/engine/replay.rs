@@ -6,12 +6,12 @@
 
 use super::get::as_bytes;
 use super::op::{Flow, Op, Part};
-use super::{Engine, redo};
+use super::{Bug, Engine, redo};
 use crate::fabric::{Address, Verb};
 use crate::half::{self, Header};
 use crate::layout::{self, RegionId, SetLayout, control, header};
 use crate::name::SHARDS;
-use crate::view::MAX_NODES;
+use crate::view::{MAX_NODES, Slots};
 use std::collections::VecDeque;
 use std::sync::Arc;
 
@@ -62,7 +62,10 @@ impl Engine {
             return None;
         }
         let mut entries = Vec::new();
-        for e in redo::decode(&bytes)? {
+        if !redo::is_whole(&bytes) && !self.bug(Bug::RecordUnchecked) {
+            return None;
+        }
+        for e in redo::entries(&bytes)? {
             let shard = e.head.name.shard();
             let set = layout::set(e.head.name.set());
             let Some(set) = set.filter(|l| e.slot < l.slots() && shard.0 < SHARDS) else {
@@ -91,7 +94,8 @@ impl Engine {
                     r.stage = Stage::Looking;
                 }
                 Stage::Looking => {
-                    let lacking = lacking(record, op.take());
+                    let any = self.bug(Bug::ReplayWithoutVersions);
+                    let lacking = lacking(record, op.take(), any);
                     if lacking.is_empty() {
                         r.left.pop_front();
                         r.stage = Stage::Look;
@@ -102,7 +106,11 @@ impl Engine {
                     let data = Arc::new(std::mem::take(&mut record.bytes));
                     let len = data.len() as u32;
                     let write = Verb::Write { at: record.at, data, from: 0, len };
-                    for peer in self.view.slots().without(self.config.node).iter() {
+                    let mut others = self.view.slots().without(self.config.node);
+                    if self.bug(Bug::ReplayFromOneRecord) {
+                        others = Slots::NONE;
+                    }
+                    for peer in others.iter() {
                         self.post(op, u16::from(peer), peer, vec![write.clone()]);
                     }
                     r.stage = Stage::Spreading(lacking);
@@ -141,7 +149,7 @@ fn part(entry: usize, peer: u8) -> u16 {
 
 /// The objects of a record that stand in that version or a higher one on no complete replica, or at that
 /// version not on all: such a copy may have been cut off in the middle.
-fn lacking(record: &Record, headers: Vec<(u16, Part)>) -> Vec<usize> {
+fn lacking(record: &Record, headers: Vec<(u16, Part)>, any: bool) -> Vec<usize> {
     let mut highest = vec![0; record.entries.len()];
     let mut whole = vec![true; record.entries.len()];
     for (part, result) in headers {
@@ -157,7 +165,7 @@ fn lacking(record: &Record, headers: Vec<(u16, Part)>) -> Vec<usize> {
     }
     let lacks = |i: &usize| {
         let version = record.entries[*i].1.head.version;
-        version > highest[*i] || (version == highest[*i] && !whole[*i])
+        any || version > highest[*i] || (version == highest[*i] && !whole[*i])
     };
     (0..record.entries.len()).filter(lacks).collect()
 }

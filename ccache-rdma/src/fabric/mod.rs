@@ -5,6 +5,8 @@
 //! chain says that all of it took effect in the target's memory; an error says that any prefix
 //! may have. Once [`Fabric::revoke`] has been reported done, nothing of that peer's lands here.
 
+#[cfg(any(test, feature = "conformance"))]
+pub mod conformance;
 pub mod shm;
 
 use crate::layout::RegionId;

@@ -324,6 +324,7 @@ impl Fabric for ShmFabric {
 
 #[cfg(test)]
 mod tests {
+    use super::super::conformance;
     use super::*;
     use std::sync::Arc;
     use std::sync::atomic::AtomicBool;
@@ -349,6 +350,41 @@ mod tests {
             Some(FabricEvent::Completed { result, .. }) => result,
             other => panic!("{other:?}"),
         }
+    }
+
+    struct Three(Vec<ShmFabric>);
+
+    impl conformance::Nodes for Three {
+        type End = ShmFabric;
+        fn end(&mut self, node: u8) -> &mut ShmFabric {
+            &mut self.0[usize::from(node)]
+        }
+        fn arena(&self, node: u8) -> Arena {
+            self.0[usize::from(node)].own.clone()
+        }
+        fn pass_time(&mut self) {}
+        fn kill(&mut self, node: u8) {
+            for f in &mut self.0 {
+                f.dead(node);
+            }
+        }
+    }
+
+    #[test]
+    fn it_conforms() {
+        conformance::conformance(|| {
+            let arenas = [0, 1, 2].map(|_| Arena::anonymous().unwrap());
+            let mut ends = Vec::new();
+            for (node, own) in arenas.iter().enumerate() {
+                let mut f = ShmFabric::new(node as u8, 7, own.clone());
+                for (peer, arena) in arenas.iter().enumerate().filter(|(p, _)| *p != node) {
+                    f.admit(peer as u8, 7);
+                    f.connect(peer as u8, arena.clone());
+                }
+                ends.push(f);
+            }
+            Three(ends)
+        });
     }
 
     #[test]

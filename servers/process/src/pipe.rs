@@ -126,7 +126,7 @@ pub async fn create<C: Cache>(cache: &C, incarnation: u64) -> Result<u64, Errno>
 }
 
 /// Opens one more end: a FIFO's (it is made if need be), or of /proc/self/fd's pipe. How often the
-/// *other* side had been opened, for [`arrived`].
+/// *other* side had been opened, for [`arrived`]; [`THERE`] if it is open now.
 pub async fn open<C: Cache>(
     cache: &C,
     number: u64,
@@ -137,27 +137,31 @@ pub async fn open<C: Cache>(
     loop {
         let mut d = Draft::once(cache);
         let mut p: Pipe = d.load(name::pipe(number)).await?.unwrap_or_default();
-        let others = match end {
+        let (there, others) = match end {
             End::Read => {
                 p.reader_opens += 1;
-                p.writer_opens
+                (!p.writers.is_empty(), p.writer_opens)
             }
             End::Write => {
                 if p.writers.is_empty() {
                     p.lost_writer = false;
                 }
                 p.writer_opens += 1;
-                p.reader_opens
+                (!p.readers.is_empty(), p.reader_opens)
             }
         };
         add(ends(&mut p, end), cache.node(), incarnation)?;
         d.store(name::pipe(number), &p)?;
         if d.commit().await? {
-            return Ok(others);
+            // Who waits on the other side goes on now, and may be through before this side looks.
+            return Ok(if there { THERE } else { others });
         }
         attempts.again().await?;
     }
 }
+
+/// More often than a side is ever opened.
+pub const THERE: u64 = u64::MAX;
 
 /// Whether the other side of a FIFO has been opened since [`open`] returned `others`, or is open:
 /// `None`; else what to wait on. (open(2) with O_NONBLOCK does not ask: a reader goes on, a writer

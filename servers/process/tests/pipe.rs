@@ -164,6 +164,16 @@ fn a_fifo_waits_for_its_other_side() {
         assert_eq!(read(a, f, 10).await, Ok(Ok(b"note".to_vec())));
         assert_eq!(read(a, f, 10).await, Ok(Ok(vec![])));
         assert!(pipe::poll(a, f, End::Read).await.unwrap().hangup);
+        // One that waited and was through as soon as there was a reader, before that one looked.
+        let g = fifo(5_000_124);
+        let writer_seen = pipe::open(b, g, End::Write, INCARNATION).await.unwrap();
+        assert!(pipe::arrived(b, g, End::Write, writer_seen).await.unwrap().is_some());
+        let seen = pipe::open(a, g, End::Read, INCARNATION).await.unwrap();
+        assert_eq!(pipe::arrived(b, g, End::Write, writer_seen).await, Ok(None));
+        pipe::write(b, g, b"note").await.unwrap();
+        pipe::close(b, g, End::Write, INCARNATION).await.unwrap();
+        assert_eq!(pipe::arrived(a, g, End::Read, seen).await, Ok(None));
+        assert_eq!(read(a, g, 10).await, Ok(Ok(b"note".to_vec())));
     });
 }
 

@@ -1,26 +1,25 @@
 //! The protocol's engine on one and three nodes, one request after the other.
 
-mod harness;
-
 use clustix_ccache::cache::{CacheError, Expect, Transaction, Version, Waited, Write};
+use clustix_ccache::engine::{ClientId, Event};
 use clustix_ccache::name::{Name, Shard};
 use clustix_ccache::request::{Reply, Request};
 use clustix_ccache::set::{DIRBLOCK, INODE, PAGE, RECORD};
-use harness::Cluster;
+use clustix_sim::cluster::Cluster;
 
 const STEPS: usize = 200_000;
 
 fn get(c: &mut Cluster, slot: u8, name: Name) -> (Version, Vec<u8>) {
     let id = c.ask(slot, 1, Request::Get { name }).unwrap();
     match c.run_for(slot, id, STEPS) {
-        Ok(Reply::Object(v, d)) => (v, d),
+        Some(Ok(Reply::Object(v, d))) => (v, d),
         other => panic!("{other:?}"),
     }
 }
 
 fn transact(c: &mut Cluster, slot: u8, t: Transaction) -> Result<(), CacheError> {
     let id = c.ask(slot, 1, Request::Transact(t)).unwrap();
-    c.run_for(slot, id, STEPS).map(|r| assert_eq!(r, Reply::Done))
+    c.run_for(slot, id, STEPS).expect("an answer").map(|r| assert_eq!(r, Reply::Done))
 }
 
 fn names() -> Vec<Name> {
@@ -101,7 +100,7 @@ fn waiting_ends_with_a_change() {
         let name = Name::new(RECORD, Shard(4), 1);
         let wait = |v| Request::Wait { on: vec![(name, v)], word: 0 };
         let id = c.ask(2, 5, wait(Version::ABSENT)).unwrap();
-        assert_eq!(c.run_for(2, id, STEPS), Ok(Reply::Waited(None)));
+        assert_eq!(c.run_for(2, id, STEPS), Some(Ok(Reply::Waited(None))));
         transact(&mut c, 0, Transaction::new().create(name, vec![1; 10])).unwrap();
         for _ in 0..STEPS {
             if !c.changed.is_empty() {
@@ -111,7 +110,7 @@ fn waiting_ends_with_a_change() {
         }
         assert_eq!(c.changed, [(2, id)]);
         let id = c.ask(1, 5, wait(Version::ABSENT)).unwrap();
-        assert_eq!(c.run_for(1, id, STEPS), Ok(Reply::Waited(Some(Waited::Changed))));
+        assert_eq!(c.run_for(1, id, STEPS), Some(Ok(Reply::Waited(Some(Waited::Changed)))));
     }
 }
 
@@ -124,7 +123,7 @@ fn a_grab_holds_others_off() {
         let name = Name::new(INODE, Shard(7), 1);
         transact(&mut c, 1, Transaction::new().create(name, vec![1; 10])).unwrap();
         let id = c.ask(0, 11, Request::Grab { name }).unwrap();
-        let Ok(Reply::Object(v, _)) = c.run_for(0, id, STEPS) else { panic!() };
+        let Some(Ok(Reply::Object(v, _))) = c.run_for(0, id, STEPS) else { panic!() };
         let other = Request::Transact(Transaction::new().set(name, vec![2; 10]));
         let here = c.ask(0, 12, other.clone()).unwrap();
         let there = c.ask(2, 12, other).unwrap();
@@ -135,9 +134,9 @@ fn a_grab_holds_others_off() {
         assert_eq!(get(&mut c, 1, name).0, v);
         let mine = Request::Transact(Transaction::new().put(name, v, vec![3; 10]));
         let mine = c.ask(0, 11, mine).unwrap();
-        assert_eq!(c.run_for(0, mine, STEPS), Ok(Reply::Done));
-        assert_eq!(c.run_for(0, here, STEPS), Ok(Reply::Done));
-        assert_eq!(c.run_for(2, there, STEPS), Ok(Reply::Done));
+        assert_eq!(c.run_for(0, mine, STEPS), Some(Ok(Reply::Done)));
+        assert_eq!(c.run_for(0, here, STEPS), Some(Ok(Reply::Done)));
+        assert_eq!(c.run_for(2, there, STEPS), Some(Ok(Reply::Done)));
         assert_eq!(get(&mut c, 1, name).0.0, v.0 + 3);
         assert!(c.run_until_quiet(STEPS * 10), "{}", c.describe());
     }
@@ -176,7 +175,7 @@ fn a_crowded_shard_is_found_through() {
     }
     assert!(c.run_until_quiet(STEPS * 10), "{}", c.describe());
     let id = c.ask(0, 1, Request::List { set: INODE, after: None }).unwrap();
-    let Ok(Reply::Names(names)) = c.run_for(0, id, STEPS) else { panic!() };
+    let Some(Ok(Reply::Names(names))) = c.run_for(0, id, STEPS) else { panic!() };
     assert_eq!(names.len(), 256);
     // The directory is made anew by another primary.
     c.kill(0);
@@ -187,4 +186,18 @@ fn a_crowded_shard_is_found_through() {
         assert_eq!(get(&mut c, 2, name(*i)).1, data);
         assert_eq!(get(&mut c, 1, name(*i)).1, data);
     }
+}
+
+#[test]
+fn clients_that_die_let_go() {
+    let mut c = Cluster::new(5, 3);
+    assert!(c.run_until_quiet(STEPS));
+    let name = Name::new(INODE, Shard(1), 1);
+    transact(&mut c, 0, Transaction::new().set(name, vec![1])).unwrap();
+    let id = c.ask(0, 7, Request::Grab { name }).unwrap();
+    assert!(c.run_for(0, id, STEPS).is_some_and(|r| r.is_ok()));
+    let at = c.at(0).unwrap();
+    c.feed(at, Event::ClientGone { client: ClientId(7) });
+    transact(&mut c, 1, Transaction::new().set(name, vec![2])).unwrap();
+    assert_eq!(get(&mut c, 2, name).1, vec![2]);
 }

@@ -1,0 +1,160 @@
+//! Linearizability of one object's history, after Wing and Gong, with memory of the states seen
+//! (Lowe). Every write carries a value of its own, so the state of an object is the value that was
+//! written last; 0 stands for "absent".
+
+use std::collections::HashSet;
+
+/// What an operation did, or would have done.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub enum Act {
+    /// Saw this value.
+    Read(u64),
+    /// Replaced one value by another, and only that one.
+    Swap(u64, u64),
+    /// Replaced whatever there was.
+    Set(u64),
+}
+
+/// One operation.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub struct Record {
+    /// What.
+    pub act: Act,
+    /// When it was asked for, in the order of all questions and answers.
+    pub begin: u64,
+    /// When it was answered; `None`: its outcome is unknown, it may take effect at any time or not
+    /// at all.
+    pub end: Option<u64>,
+}
+
+fn apply(state: u64, act: Act) -> Option<u64> {
+    match act {
+        Act::Read(v) => (v == state).then_some(state),
+        Act::Swap(from, to) => (from == state).then_some(to),
+        Act::Set(to) => Some(to),
+    }
+}
+
+#[derive(Clone)]
+struct Point {
+    done: Vec<u64>,
+    state: u64,
+    /// The first known operation that is not done.
+    first: usize,
+}
+
+impl Point {
+    fn is_done(&self, i: usize) -> bool {
+        self.done[i / 64] & 1 << (i % 64) != 0
+    }
+    fn with(&self, i: usize, state: u64, known: usize) -> Point {
+        let mut next = Point { done: self.done.clone(), state, first: self.first };
+        next.done[i / 64] |= 1 << (i % 64);
+        while next.first < known && next.is_done(next.first) {
+            next.first += 1;
+        }
+        next
+    }
+}
+
+/// Whether some order of the operations explains every answer, from `start` on. The error names
+/// the operation that no order reaches.
+pub fn linearizable(start: u64, history: &[Record]) -> Result<(), String> {
+    let mut all: Vec<Record> = history.iter().filter(|r| r.end.is_some()).copied().collect();
+    all.sort_by_key(|r| r.begin);
+    let known = all.len();
+    // Nobody need ever have seen what is unknown: reads among them say nothing.
+    let unknown = history.iter().filter(|r| r.end.is_none() && !matches!(r.act, Act::Read(_)));
+    all.extend(unknown.copied());
+    let start = Point { done: vec![0; all.len().div_ceil(64)], state: start, first: 0 };
+    let mut seen = HashSet::new();
+    let mut furthest = (0, start.clone());
+    let mut open = vec![start];
+    while let Some(point) = open.pop() {
+        if point.first == known {
+            return Ok(());
+        }
+        if !seen.insert((point.done.clone(), point.state)) {
+            continue;
+        }
+        if point.first >= furthest.0 {
+            furthest = (point.first, point.clone());
+        }
+        // Whatever begins after the first end that is still to come has to wait for it.
+        let mut limit = u64::MAX;
+        let mut enabled = Vec::new();
+        for (i, r) in all[..known].iter().enumerate().skip(point.first) {
+            if r.begin > limit {
+                break;
+            }
+            if !point.is_done(i) {
+                limit = limit.min(r.end.unwrap_or(u64::MAX));
+                enabled.push(i);
+            }
+        }
+        enabled.retain(|i| all[*i].begin < limit || all[*i].end == Some(limit));
+        // A read that fits changes nothing: no other order can be better.
+        let read = enabled.iter().find(|i| all[**i].act == Act::Read(point.state));
+        if let Some(i) = read {
+            open.push(point.with(*i, point.state, known));
+            continue;
+        }
+        let late = (known..all.len()).filter(|i| all[*i].begin < limit && !point.is_done(*i));
+        // Unknown ones are tried last.
+        let order: Vec<usize> = late.chain(enabled.into_iter().rev()).collect();
+        for i in order {
+            if let Some(state) = apply(point.state, all[i].act) {
+                open.push(point.with(i, state, known));
+            }
+        }
+    }
+    let (first, point) = furthest;
+    let around = &all[first.saturating_sub(3).min(known)..(first + 4).min(known)];
+    Err(format!("stuck at {:?} in state {}; around it {around:?}", all[first], point.state))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn r(act: Act, begin: u64, end: u64) -> Record {
+        Record { act, begin, end: Some(end) }
+    }
+
+    #[test]
+    fn orders_that_explain_and_orders_that_do_not() {
+        let swap = r(Act::Swap(0, 7), 1, 4);
+        assert!(linearizable(0, &[swap, r(Act::Read(0), 2, 3), r(Act::Read(7), 5, 6)]).is_ok());
+        assert!(linearizable(0, &[swap, r(Act::Read(7), 2, 3)]).is_ok());
+        let stale = [swap, r(Act::Read(0), 5, 6)];
+        assert!(linearizable(0, &stale).is_err(), "a read after the acknowledgement");
+        let back = [swap, r(Act::Read(7), 2, 3), r(Act::Read(0), 4, 5)];
+        assert!(linearizable(0, &back).is_err(), "seen, then not");
+        let both = [r(Act::Swap(0, 7), 1, 4), r(Act::Swap(0, 8), 2, 3)];
+        assert!(linearizable(0, &both).is_err(), "two writers of one version");
+    }
+
+    #[test]
+    fn an_unknown_write_may_come_late_or_never() {
+        let unknown = Record { act: Act::Swap(0, 7), begin: 1, end: None };
+        assert!(linearizable(0, &[unknown, r(Act::Read(0), 5, 6)]).is_ok());
+        assert!(linearizable(0, &[unknown, r(Act::Read(0), 5, 6), r(Act::Read(7), 7, 8)]).is_ok());
+        let again = [unknown, r(Act::Read(7), 5, 6), r(Act::Read(0), 7, 8)];
+        assert!(linearizable(0, &again).is_err());
+        let early = [r(Act::Read(7), 1, 2), Record { begin: 3, ..unknown }];
+        assert!(linearizable(0, &early).is_err(), "before it was asked for");
+    }
+
+    #[test]
+    fn long_histories_are_quick() {
+        let mut all = Vec::new();
+        for i in 0..2_000u64 {
+            all.push(r(Act::Swap(i, i + 1), 10 * i, 10 * i + 8));
+            all.push(r(Act::Read(i + 1), 10 * i + 1, 10 * i + 12));
+            all.push(Record { act: Act::Swap(i, 1 << 40 | i), begin: 10 * i + 2, end: None });
+        }
+        assert!(linearizable(0, &all).is_ok());
+        all.push(r(Act::Read(5), 19_999, 20_000));
+        assert!(linearizable(0, &all).is_err());
+    }
+}

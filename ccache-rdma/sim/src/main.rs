@@ -1,0 +1,107 @@
+//! `cargo xtask sim`: runs seeds until one fails, and says what they came to.
+
+#![forbid(unsafe_code)]
+
+use clap::Parser;
+use clustix_sim::plan::{Fault, Plan};
+use clustix_sim::seeds::{many, one};
+use std::process::ExitCode;
+use std::time::Instant;
+
+/// Runs the cluster-cache's protocol under seeded schedules.
+#[derive(Parser)]
+struct Cli {
+    /// How many seeds
+    #[arg(long, default_value_t = 500)]
+    seeds: u64,
+    /// The first of them
+    #[arg(long, default_value_t = 0)]
+    first_seed: u64,
+    /// Only this seed
+    #[arg(long)]
+    seed: Option<u64>,
+    /// Print every step
+    #[arg(long, requires = "seed")]
+    trace: bool,
+    /// So many nodes at first, whatever the seed says
+    #[arg(long)]
+    nodes: Option<u8>,
+    /// These faults, whatever the seed says: crash, crash-twice, suspicion, isolation, link, pause,
+    /// return
+    #[arg(long, value_delimiter = ',', value_parser = fault)]
+    faults: Option<Vec<Fault>>,
+    /// With this known bug put back into the engine, under the plan that is to catch it
+    #[cfg(feature = "put-back-bugs")]
+    #[arg(long, value_parser = clustix_sim::bugs::named)]
+    bug: Option<clustix_ccache::engine::Bug>,
+    /// Threads
+    #[arg(long)]
+    threads: Option<usize>,
+}
+
+fn fault(name: &str) -> Result<Fault, String> {
+    Fault::named(name).ok_or_else(|| "no such fault".into())
+}
+
+impl Cli {
+    fn plan(&self, seed: u64) -> Plan {
+        #[cfg(not(feature = "put-back-bugs"))]
+        let mut plan = Plan::of(seed);
+        #[cfg(feature = "put-back-bugs")]
+        let mut plan = match self.bug {
+            Some(bug) => clustix_sim::bugs::plan(bug, seed),
+            None => Plan::of(seed),
+        };
+        plan.nodes = self.nodes.unwrap_or(plan.nodes);
+        if let Some(faults) = &self.faults {
+            plan.faults.clone_from(faults);
+        }
+        plan
+    }
+}
+
+fn main() -> ExitCode {
+    let cli = Cli::parse();
+    let plan = |seed| cli.plan(seed);
+    if let Some(seed) = cli.seed {
+        println!("seed {seed}: {:?}", plan(seed));
+        return match one(seed, plan, cli.trace) {
+            Ok(report) => {
+                println!("seed {seed} passed: {:?}", report.totals);
+                ExitCode::SUCCESS
+            }
+            Err(f) => {
+                println!("seed {seed} FAILED: {}", f.what);
+                ExitCode::FAILURE
+            }
+        };
+    }
+    let threads = std::thread::available_parallelism().map_or(1, usize::from);
+    let seeds = cli.first_seed..cli.first_seed.saturating_add(cli.seeds);
+    let begin = Instant::now();
+    let sum = many(seeds, cli.threads.unwrap_or(threads), plan);
+    let took = begin.elapsed().as_secs_f64();
+    let t = sum.totals;
+    println!(
+        "{} seeds in {took:.1} s, {:.0} seeds/s: {} operations, {} hits, {} verbs, {} crashes, \
+         {} views, {} links cut, {} pauses, {} false suspicions",
+        sum.seeds,
+        sum.seeds as f64 / took.max(0.001),
+        t.operations,
+        t.hits,
+        t.verbs,
+        t.crashes,
+        t.views,
+        t.partitions,
+        t.pauses,
+        t.suspicions,
+    );
+    match sum.failure {
+        None => ExitCode::SUCCESS,
+        Some(f) => {
+            println!("seed {} FAILED: {}", f.seed, f.what);
+            println!("again, step by step: cargo xtask sim --seed {} --trace", f.seed);
+            ExitCode::FAILURE
+        }
+    }
+}

@@ -1,0 +1,154 @@
+//! Who decides views in the simulator: an oracle that does what a consensus of the members would.
+//! A view is decided only by a majority of the members of the view before it, all running and all
+//! able to talk with each other; whoever is cut off neither decides nor hears of it.
+
+use crate::net::Net;
+use crate::node::Node;
+use crate::random::Random;
+use clustix_ccache::name::Shard;
+use clustix_ccache::view::{Member, Slots, View};
+
+/// A copy that has been filled, as its primary reported it.
+#[derive(Clone, Debug)]
+pub struct Rebuilt {
+    /// Who reports.
+    pub by: u8,
+    /// Whose copies.
+    pub slot: u8,
+    /// In which view.
+    pub epoch: u64,
+    /// Of which shards.
+    pub shards: Vec<u16>,
+}
+
+/// The oracle.
+#[derive(Default)]
+pub struct Membership {
+    /// Decided views, in order.
+    pub views: Vec<View>,
+    /// Who decided each; they hear of it from nobody.
+    deciders: Vec<Slots>,
+    /// New incarnations that want to be in.
+    pub joining: Vec<Member>,
+    rebuilt: Vec<Rebuilt>,
+}
+
+impl Membership {
+    /// The last view decided.
+    pub fn view(&self) -> &View {
+        self.views.last().expect("a first view")
+    }
+
+    /// Decides without asking.
+    pub fn decide(&mut self, view: View, deciders: Slots) {
+        self.views.push(view);
+        self.deciders.push(deciders);
+    }
+
+    /// Notes a report for the next decision.
+    pub fn report(&mut self, report: Rebuilt) {
+        self.rebuilt.push(report);
+    }
+
+    /// Whether nothing waits to be decided.
+    pub fn is_quiet(&self) -> bool {
+        self.joining.is_empty() && self.rebuilt.is_empty()
+    }
+
+    /// A majority of the last view's members that can all talk with each other, and think that they
+    /// can, `with` among them and without `without`.
+    fn majority(
+        &self,
+        random: &mut Random,
+        nodes: &[&Node],
+        net: &Net,
+        with: Option<u8>,
+        without: Option<u8>,
+    ) -> Option<Slots> {
+        let mut left: Vec<u8> =
+            nodes.iter().map(|n| n.slot).filter(|s| Some(*s) != without).collect();
+        let mut group: Vec<u8> = Vec::new();
+        if let Some(first) = with {
+            let at = left.iter().position(|s| *s == first)?;
+            group.push(left.swap_remove(at));
+        }
+        while !left.is_empty() {
+            let next = left.swap_remove(random.below(left.len()));
+            let speaks = |g: &u8| {
+                let mutual = |a: u8, b: u8| {
+                    nodes.iter().all(|n| n.slot != a || !n.suspected.contains_key(&b))
+                };
+                !net.is_cut(*g, next) && mutual(*g, next) && mutual(next, *g)
+            };
+            if group.iter().all(speaks) {
+                group.push(next);
+            }
+        }
+        (group.len() >= self.view().majority()).then(|| group.into_iter().collect())
+    }
+
+    /// Decides what can be decided now, at most one view.
+    pub fn turn(&mut self, random: &mut Random, nodes: &[Node], net: &Net) {
+        let view = self.view().clone();
+        let member = |slot: u8, incarnation: u64| {
+            view.member(slot).is_some_and(|m| m.incarnation == incarnation)
+        };
+        let voters: Vec<&Node> = nodes
+            .iter()
+            .filter(|n| n.alive && n.paused_until <= net.now && member(n.slot, n.incarnation))
+            .collect();
+        for n in &voters {
+            for (slot, incarnation) in &n.suspected {
+                if !member(*slot, *incarnation) || *slot == n.slot {
+                    continue;
+                }
+                let next = view.without(*slot);
+                let lives = |s: u8| s != *slot && nodes.iter().any(|n| n.slot == s && n.alive);
+                let kept = next.shards.iter().all(|r| r.complete().iter().any(lives));
+                if nodes.iter().any(|n| n.slot == *slot && n.alive) && !kept {
+                    // The last copy of something: two losses at once are more than is promised.
+                    continue;
+                }
+                if let Some(by) = self.majority(random, &voters, net, Some(n.slot), Some(*slot)) {
+                    self.rebuilt.clear();
+                    return self.decide(next, by);
+                }
+            }
+        }
+        if let Some(m) = self.joining.first().cloned()
+            && let Some(by) = self.majority(random, &voters, net, None, Some(m.slot))
+        {
+            self.joining.remove(0);
+            self.rebuilt.clear();
+            return self.decide(view.with(&m), by);
+        }
+        self.rebuilt.retain(|r| r.epoch == view.epoch);
+        let Some(first) = self.rebuilt.first() else { return };
+        let Some(by) = self.majority(random, &voters, net, Some(first.by), None) else { return };
+        let mut next = view.clone();
+        for r in std::mem::take(&mut self.rebuilt) {
+            let shards: Vec<Shard> = r.shards.into_iter().map(Shard).collect();
+            next = next.rebuilt(r.slot, &shards).unwrap_or(next);
+        }
+        next.epoch = view.epoch + 1;
+        self.decide(next, by);
+    }
+
+    /// Whether a node hears of its next view now: it decided it, or can talk with one that knows.
+    pub fn hears(&self, node: &Node, nodes: &[Node], net: &Net) -> bool {
+        let Some(by) = self.deciders.get(node.views) else { return false };
+        let decided = by.contains(node.slot)
+            && self.views[node.views]
+                .member(node.slot)
+                .is_some_and(|m| m.incarnation == node.incarnation);
+        decided
+            || nodes.iter().any(|n| {
+                let knows = n.views > node.views
+                    || by.contains(n.slot)
+                        && self.views[node.views]
+                            .member(n.slot)
+                            .is_some_and(|m| m.incarnation == n.incarnation);
+                n.alive && n.slot != node.slot && knows && !net.is_cut(n.slot, node.slot)
+            })
+    }
+}
