@@ -9,6 +9,7 @@ mod data;
 mod demo;
 mod setup;
 mod suite;
+mod vm;
 
 use clap::{Parser, Subcommand};
 use std::process::ExitCode;
@@ -38,6 +39,14 @@ enum Command {
     },
     /// Measure, each figure beside its reference in the same run
     Bench,
+    /// Machines of one's own with RDMA between them: QEMU, a VDE switch, soft-RoCE (rxe)
+    ///
+    /// State is in $CLUSTIX_VM_STATE, else target/vm; images are kept in $CLUSTIX_VM_CACHE, else
+    /// target/vm-image.
+    Vm {
+        #[command(subcommand)]
+        command: soft_roce_setup::vm::Command,
+    },
 }
 
 fn main() -> ExitCode {
@@ -46,6 +55,10 @@ fn main() -> ExitCode {
         Command::Demo => demo::run(),
         Command::Test { all, only } => suite::run(all, only.as_deref()),
         Command::Bench => bench::run(),
+        Command::Vm { command } => match vm::run(command) {
+            Ok(status) => return status,
+            Err(e) => Err(e),
+        },
     };
     match result {
         Ok(()) => ExitCode::SUCCESS,

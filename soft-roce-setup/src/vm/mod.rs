@@ -166,6 +166,7 @@ pub fn execute(command: Command, places: &Places) -> Result<ExitCode> {
     let state = State::new(&places.state)?;
     match command {
         Command::Up { nodes, memory, accel, program, timeout } => {
+            not_up(&state)?;
             let program = program.as_deref().or(places.clustix.as_deref());
             let image = image::make(&places.cache, &places.agent, program)?;
             let machines = Machines { nodes, memory, accel, up: false, cut: [].into() };
@@ -206,13 +207,19 @@ fn own(state: &State) -> Image {
     Image { kernel: state.path().join("vmlinuz"), initrd: state.path().join("initrd") }
 }
 
-fn up(state: &State, mut machines: Machines, image: &Image, bound: Duration) -> Result<()> {
-    let begun = Instant::now();
-    let lock = state.lock()?;
+/// Refuses if there are machines that came up and at least one lives. How many processes there are.
+fn not_up(state: &State) -> Result<usize> {
     let live = state.processes()?.len();
     if live > 0 && state.machines().is_ok_and(|m| m.is_some_and(|m| m.up)) {
         bail!("machines of {} are up; end them first: vm down", state.path().display());
     }
+    Ok(live)
+}
+
+fn up(state: &State, mut machines: Machines, image: &Image, bound: Duration) -> Result<()> {
+    let begun = Instant::now();
+    let lock = state.lock()?;
+    let live = not_up(state)?;
     if live > 0 {
         println!("clearing what an interrupted start left: {live} processes");
     }
