@@ -93,7 +93,7 @@ impl<R: Read> Frames<R> {
     ///
     /// # Errors
     /// What reading answers.
-    pub fn next<T: DeserializeOwned>(&mut self) -> io::Result<Option<(u64, T)>> {
+    pub fn frame<T: DeserializeOwned>(&mut self) -> io::Result<Option<(u64, T)>> {
         loop {
             while self.taken < self.buffer.len() {
                 let rest = &self.buffer[self.taken..];
@@ -151,7 +151,7 @@ mod tests {
     fn all(bytes: &[u8]) -> Vec<(u64, ToGuest)> {
         let mut frames = Frames::new(bytes);
         let mut found = Vec::new();
-        while let Some(frame) = frames.next().unwrap() {
+        while let Some(frame) = frames.frame().unwrap() {
             found.push(frame);
         }
         found
@@ -183,7 +183,7 @@ mod tests {
         fn noise_is_passed_over(noise in prop::collection::vec(any::<u8>(), 0..4000)) {
             let mut stream = noise;
             send(&mut stream, 3, &ToGuest::InputEnd).unwrap();
-            prop_assert_eq!(all(&stream).last(), Some(&(3, ToGuest::InputEnd)));
+            prop_assert_eq!(all(&stream).pop(), Some((3, ToGuest::InputEnd)));
         }
     }
 
@@ -192,7 +192,7 @@ mod tests {
         for byte in [0, 1, 255] {
             let frame = encode(9, &ToHost::Out(vec![byte; CHUNK])).unwrap();
             assert!(frame.len() < LONGEST);
-            let got: Option<(u64, ToHost)> = Frames::new(frame.as_slice()).next().unwrap();
+            let got: Option<(u64, ToHost)> = Frames::new(frame.as_slice()).frame().unwrap();
             assert_eq!(got, Some((9, ToHost::Out(vec![byte; CHUNK]))));
         }
     }
@@ -200,7 +200,7 @@ mod tests {
     #[test]
     fn what_never_ends_is_not_kept() {
         let mut frames = Frames::new(io::repeat(7).take(50 * CHUNK as u64));
-        assert!(frames.next::<ToHost>().unwrap().is_none());
+        assert!(frames.frame::<ToHost>().unwrap().is_none());
         assert!(frames.piece.len() <= LONGEST + CHUNK);
     }
 }

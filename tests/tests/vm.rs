@@ -159,13 +159,18 @@ fn runs_programs(m: &Machines) -> Result<()> {
 fn loses_a_node(m: &Machines) -> Result<()> {
     let held =
         Lines::start(m.command(&["run", "--node", "2", "--", "sh", "-c", "echo on; sleep 1000"]))?;
-    ensure!(held.next(ALIVE)?.as_deref() == Some("on"));
+    let first = held.next(ALIVE).context("the program on node 2")?;
+    ensure!(first.as_deref() == Some("on"), "{first:?}");
     m.ok(&["kill", "2"])?;
     let mut held = held;
-    ensure!(held.child.wait()?.code() == Some(137), "a program lost with its node");
-    ensure!(m.run(&["status"])?.status == 3);
-    ensure!(m.run(&["run", "--node", "2", "--", "true"])?.errors().contains("node 2 has ended"));
-    ensure!(m.run(&["ping", "1", "2"])?.status != 0);
+    let ended = held.child.wait()?;
+    ensure!(ended.code() == Some(137), "a program lost with its node: {ended}");
+    let status = m.run(&["status"])?;
+    ensure!(status.status == 3, "{status:?}");
+    let refused = m.run(&["run", "--node", "2", "--", "true"])?;
+    ensure!(refused.errors().contains("node 2 has ended"), "{refused:?}");
+    let ping = m.run(&["ping", "1", "2"])?;
+    ensure!(ping.status != 0, "{ping:?}");
     m.ok(&["start", "2"])?;
     m.ok(&["ping", "1", "2"])?;
     Ok(())

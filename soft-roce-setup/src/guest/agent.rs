@@ -67,7 +67,7 @@ impl Port {
     fn connection(&self) -> Result<()> {
         let mut frames = Frames::new(&*self.port);
         let mut running: Option<Running> = None;
-        while let Some((session, frame)) = frames.next::<ToGuest>()? {
+        while let Some((session, frame)) = frames.frame::<ToGuest>()? {
             match frame {
                 ToGuest::Start(words) => {
                     // Also ends, by dropping it, what a host left that went and came back unnoticed.

@@ -49,10 +49,11 @@ fn meet(
         };
         let served = serving.join().map_err(|_| anyhow::anyhow!("a thread panicked"))??;
         match served.ending {
-            Ending::Exited(0) => Ok(met),
+            // Its status says nothing: rping's may see its buffers flushed before it sees the client leave, and
+            // calls that an error. The client has checked what it was sent.
+            Ending::Exited(_) => Ok(met),
             Ending::Lost => bail!("lost with node {to}"),
             Ending::OutOfTime => bail!("no answer in time"),
-            Ending::Exited(n) => bail!("server: status {n}: {}", last(&served.err)),
             Ending::Refused(_, why) => bail!("server: {why}"),
         }
     })
@@ -83,7 +84,7 @@ pub fn pair(state: &State, from: u8, to: u8, rounds: u32, bound: Duration) -> Re
         )
     };
     let server = ["rping", "-s", "-a", &address, "-C", "10"];
-    let client = ["rping", "-c", "-a", &address, "-C", "10"];
+    let client = ["rping", "-c", "-a", &address, "-C", "10", "-V"];
     meet(state, (from, to), &server, &client, deadline)
         .context("rping")
         .with_context(unreachable)?;

@@ -120,7 +120,7 @@ pub fn run(
             return Ok(Ending::OutOfTime);
         }
         stream.set_read_timeout(left)?;
-        let (of, frame) = match frames.next::<ToHost>() {
+        let (of, frame) = match frames.frame::<ToHost>() {
             Ok(Some(frame)) => frame,
             Ok(None) => return Ok(Ending::Lost),
             Err(e) if matches!(e.kind(), ErrorKind::WouldBlock | ErrorKind::TimedOut) => continue,
