@@ -53,11 +53,9 @@ pub enum Command {
     ///
     /// Makes the image first if need be: Debian's 6.12 kernel, busybox, rdma-core, `clustix`. The folder
     /// `share` of the state folder is /share in all of them.
-    ///
-    ///     vm up --nodes 3
-    ///     vm run --node 2 -- ibv_devinfo
-    ///     vm down
-    #[command(verbatim_doc_comment)]
+    #[command(
+        after_long_help = "Examples:\n  vm up --nodes 3\n  vm run --node 2 -- ibv_devinfo\n  vm down"
+    )]
     Up {
         /// How many, 1 to 16
         #[arg(long, default_value_t = 3, value_parser = clap::value_parser!(u8).range(1..=i64::from(MOST_NODES)))]
@@ -87,11 +85,9 @@ pub enum Command {
     ///
     /// Ends as it ends: 128+N for signal N, 127 if there is no such program, 137 and "lost with node K" if the machine
     /// ended first, 124 if the time was up. If this command ends first, the program is killed.
-    ///
-    ///     vm run -- rdma link
-    ///     vm run --node 2 -- sh -c 'ping -c 1 node1 && cat /proc/net/arp'
-    ///     tar c tests | vm run -- tar x -C /tmp
-    #[command(verbatim_doc_comment)]
+    #[command(
+        after_long_help = "Examples:\n  vm run -- rdma link\n  vm run --node 2 -- sh -c 'ping -c 1 node1 && cat /proc/net/arp'\n  tar c tests | vm run -- tar x -C /tmp"
+    )]
     Run {
         /// Where
         #[arg(long, default_value_t = 1)]
