@@ -1,12 +1,15 @@
-//! `soft-roce-setup check`.
+//! `soft-roce-setup check`, `soft-roce-setup vm …`, and the agent that runs inside the machines.
 
 #![forbid(unsafe_code)]
 
+use anyhow::{Context, Result};
 use clap::{Parser, Subcommand};
-use std::path::Path;
+use soft_roce_setup::vm::{self, Places};
+use soft_roce_setup::{device, guest};
+use std::path::{Path, PathBuf};
 use std::process::ExitCode;
 
-/// Says whether this machine can run nodes over RoCE, InfiniBand or soft-RoCE (rxe)
+/// Virtual machines with soft-RoCE (rxe), and what this machine has for RDMA
 #[derive(Parser)]
 #[command(
     name = "soft-roce-setup",
@@ -27,11 +30,49 @@ enum Command {
         #[arg(long)]
         json: bool,
     },
+    /// Machines of one's own with RDMA between them: QEMU, a VDE switch, rxe
+    Vm {
+        #[command(subcommand)]
+        command: vm::Command,
+    },
+    /// Runs inside a machine and carries out what `vm run` asks
+    #[command(hide = true)]
+    GuestAgent,
 }
 
 fn main() -> ExitCode {
-    let Command::Check { json } = Cli::parse().command;
-    let found = soft_roce_setup::look(Path::new("/"));
+    let done = match Cli::parse().command {
+        Command::Check { json } => return check(json),
+        Command::Vm { command } => places().and_then(|p| vm::execute(command, &p)),
+        Command::GuestAgent => guest::agent::serve().map(|()| ExitCode::SUCCESS),
+    };
+    done.unwrap_or_else(|e| {
+        eprintln!("soft-roce-setup: {e:#}");
+        ExitCode::FAILURE
+    })
+}
+
+/// The user's own folders; the `clustix` that stands beside this program.
+fn places() -> Result<Places> {
+    let home = || std::env::var_os("HOME").map(PathBuf::from);
+    let of = |variable: &str, below: &str| {
+        std::env::var_os(variable)
+            .map(PathBuf::from)
+            .or_else(|| Some(home()?.join(below)))
+            .context("neither HOME nor XDG_STATE_HOME and XDG_CACHE_HOME are set")
+    };
+    let agent = std::env::current_exe().context("cannot find this program's own file")?;
+    let beside = agent.with_file_name("clustix");
+    Ok(Places {
+        state: vm::state_folder(of("XDG_STATE_HOME", ".local/state")?.join("clustix-vm")),
+        cache: vm::cache_folder(of("XDG_CACHE_HOME", ".cache")?.join("clustix-vm")),
+        clustix: beside.exists().then_some(beside),
+        agent,
+    })
+}
+
+fn check(json: bool) -> ExitCode {
+    let found = device::look(Path::new("/"));
     if json {
         match serde_json::to_string_pretty(&found) {
             Ok(text) => println!("{text}"),

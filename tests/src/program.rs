@@ -55,24 +55,37 @@ pub fn workspace() -> PathBuf {
 /// It cannot be built.
 pub fn clustix() -> Result<PathBuf> {
     static BUILT: OnceLock<Result<PathBuf, String>> = OnceLock::new();
-    let built = BUILT.get_or_init(|| {
-        if let Some(path) = std::env::var_os("CLUSTIX_PROGRAM") {
-            return Ok(PathBuf::from(path));
-        }
-        let cargo = std::env::var_os("CARGO").unwrap_or_else(|| "cargo".into());
-        let status = Command::new(cargo)
-            .args(["build", "--release", "--quiet", "--package", "clustix"])
-            .current_dir(workspace())
-            .status()
-            .map_err(|e| format!("could not run cargo: {e}"))?;
-        if !status.success() {
-            return Err(format!("clustix does not build: {status}"));
-        }
-        let target = std::env::var_os("CARGO_TARGET_DIR")
-            .map_or_else(|| workspace().join("target"), PathBuf::from);
-        Ok(target.join("release/clustix"))
-    });
+    let built = BUILT.get_or_init(|| built("CLUSTIX_PROGRAM", "clustix"));
     built.clone().map_err(|e| anyhow::anyhow!(e))
+}
+
+/// The `soft-roce-setup` program under test: `$CLUSTIX_VM_PROGRAM`, else the release build.
+///
+/// # Errors
+/// It cannot be built.
+pub fn soft_roce_setup() -> Result<PathBuf> {
+    static BUILT: OnceLock<Result<PathBuf, String>> = OnceLock::new();
+    let built = BUILT.get_or_init(|| built("CLUSTIX_VM_PROGRAM", "soft-roce-setup"));
+    built.clone().map_err(|e| anyhow::anyhow!(e))
+}
+
+/// What the environment's `variable` says, else the release build of `package`.
+fn built(variable: &str, package: &str) -> Result<PathBuf, String> {
+    if let Some(path) = std::env::var_os(variable) {
+        return Ok(PathBuf::from(path));
+    }
+    let cargo = std::env::var_os("CARGO").unwrap_or_else(|| "cargo".into());
+    let status = Command::new(cargo)
+        .args(["build", "--release", "--quiet", "--package", package])
+        .current_dir(workspace())
+        .status()
+        .map_err(|e| format!("could not run cargo: {e}"))?;
+    if !status.success() {
+        return Err(format!("{package} does not build: {status}"));
+    }
+    let target = std::env::var_os("CARGO_TARGET_DIR")
+        .map_or_else(|| workspace().join("target"), PathBuf::from);
+    Ok(target.join("release").join(package))
 }
 
 /// A command under way.

@@ -10,6 +10,7 @@ mod demo;
 mod setup;
 mod sim;
 mod suite;
+mod vm;
 
 use clap::{Parser, Subcommand};
 use std::process::ExitCode;
@@ -47,6 +48,14 @@ enum Command {
         #[arg(trailing_var_arg = true, allow_hyphen_values = true)]
         args: Vec<String>,
     },
+    /// Machines of one's own with RDMA between them: QEMU, a VDE switch, soft-RoCE (rxe)
+    ///
+    /// State is in $CLUSTIX_VM_STATE, else target/vm; images are kept in $CLUSTIX_VM_CACHE, else
+    /// target/vm-image.
+    Vm {
+        #[command(subcommand)]
+        command: soft_roce_setup::vm::Command,
+    },
 }
 
 fn main() -> ExitCode {
@@ -56,6 +65,10 @@ fn main() -> ExitCode {
         Command::Test { all, only } => suite::run(all, only.as_deref()),
         Command::Bench => bench::run(),
         Command::Sim { args } => sim::run(&args),
+        Command::Vm { command } => match vm::run(command) {
+            Ok(status) => return status,
+            Err(e) => Err(e),
+        },
     };
     match result {
         Ok(()) => ExitCode::SUCCESS,

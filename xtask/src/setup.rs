@@ -1,14 +1,26 @@
 //! What the machine must have, and the build.
 
 use anyhow::{Context, Result, bail};
+use soft_roce_setup::vm;
 use std::path::{Path, PathBuf};
 use std::process::Command;
 
 /// A Debian package, and a file by which to tell that it is there.
-const PACKAGES: &[(&str, &str)] = &[
+type Package = (&'static str, &'static str);
+
+/// What every command needs.
+const PACKAGES: &[Package] = &[
     ("busybox-static", "/bin/busybox"),
     ("gcc", "/usr/bin/gcc"),
     ("libc6-dev", "/usr/lib/x86_64-linux-gnu/libc.a"),
+];
+
+/// What machines with soft-RoCE need besides. What runs *in* them is downloaded and unpacked, not installed.
+const VM_PACKAGES: &[Package] = &[
+    ("qemu-system-x86", "/usr/bin/qemu-system-x86_64"),
+    ("vde2", "/usr/bin/vde_switch"),
+    ("kmod", "/sbin/depmod"),
+    ("xz-utils", "/usr/bin/xz"),
 ];
 
 fn root() -> bool {
@@ -17,8 +29,17 @@ fn root() -> bool {
 
 /// Installs what is missing, as root or with sudo; says what before. Silent when nothing is.
 pub fn packages() -> Result<()> {
+    install(PACKAGES)
+}
+
+/// As [`packages`], for `cargo xtask vm` and the suite "vm".
+pub fn vm_packages() -> Result<()> {
+    install(VM_PACKAGES)
+}
+
+fn install(packages: &[Package]) -> Result<()> {
     let missing: Vec<&str> =
-        PACKAGES.iter().filter(|(_, file)| !Path::new(file).exists()).map(|p| p.0).collect();
+        packages.iter().filter(|(_, file)| !Path::new(file).exists()).map(|p| p.0).collect();
     if missing.is_empty() {
         return Ok(());
     }
@@ -76,6 +97,17 @@ pub fn target() -> PathBuf {
 pub fn build() -> Result<PathBuf> {
     cargo(&["build", "--release", "--package", "clustix"])?;
     Ok(target().join("release/clustix"))
+}
+
+/// Builds the release `soft-roce-setup` and answers its path.
+pub fn build_soft_roce() -> Result<PathBuf> {
+    cargo(&["build", "--release", "--package", "soft-roce-setup"])?;
+    Ok(target().join("release/soft-roce-setup"))
+}
+
+/// Where the images of machines are kept.
+pub fn vm_cache() -> PathBuf {
+    vm::cache_folder(target().join("vm-image"))
 }
 
 /// Compiles a C file statically into `out`.
