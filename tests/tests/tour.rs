@@ -5,7 +5,7 @@ use anyhow::{Context, Result, ensure};
 use clustix_tests::random::Random;
 use clustix_tests::{Cluster, Program, Terminal, leftover};
 use rustix::process::{Pid, Signal};
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 fn first_word(out: &clustix_tests::Output) -> String {
     out.text().trim().to_owned()
@@ -206,6 +206,37 @@ fn a_down_that_ended_most_nodes_is_finished() -> Result<()> {
     leftover::only_what_down_keeps(c.state())?;
     c.cli(["up", "--nodes", "3"])?.ok()?;
     ensure!(first_word(&c.cli(["run", "--", "cat", "/a"])?.ok()?) == "kept");
+    c.cli(["down"])?.ok()?;
+    leftover::none(c.state())
+}
+
+/// An init that was started again takes over what the one before had started.
+#[test]
+fn a_restarted_init_looks_after_what_runs() -> Result<()> {
+    let c = Cluster::up(1)?;
+    let domain = |role: &str| -> Result<(i64, i64)> {
+        let all = c.json(["pds"])?;
+        let found = all.as_array().into_iter().flatten().find(|p| p["role"] == role);
+        let p = found.with_context(|| format!("no {role}: {all}"))?;
+        Ok((p["pid"].as_i64().unwrap_or(0), p["restarts"].as_i64().unwrap_or(0)))
+    };
+    for (round, role) in ["init", "vfs", "init", "process", "posix"].into_iter().enumerate() {
+        let (pid, restarts) = domain(role)?;
+        let raw = Pid::from_raw(pid as i32).context("a pid")?;
+        rustix::process::kill_process(raw, Signal::KILL)?;
+        let until = Instant::now() + Duration::from_secs(20);
+        loop {
+            let (now, again) = domain(role)?;
+            if now != 0 && now != pid && again > restarts {
+                break;
+            }
+            ensure!(Instant::now() < until, "round {round}: {role} is not started again");
+        }
+        let out = c.cli(["run", "--", "sh", "-c", "echo well > /x; cat /x"])?.ok()?;
+        ensure!(first_word(&out) == "well", "round {round}: after {role} {out:?}");
+    }
+    let logs = c.cli(["logs"])?.text();
+    ensure!(!logs.contains("could not be started"), "{logs}");
     c.cli(["down"])?.ok()?;
     leftover::none(c.state())
 }

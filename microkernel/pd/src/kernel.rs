@@ -73,6 +73,13 @@ pub enum KernelError {
     NoMemory,
 }
 
+impl KernelError {
+    /// For [`Kernel::pd_start`]: that domain runs already.
+    pub fn runs_already(&self) -> bool {
+        matches!(self, KernelError::Refused(Error::IllegalOperation))
+    }
+}
+
 impl From<Error> for KernelError {
     fn from(e: Error) -> Self {
         KernelError::Refused(e)

@@ -176,6 +176,8 @@ impl Supervisor {
     async fn start(&self, role: &str) {
         match self.kernel.pd_start(role) {
             Ok(()) => tracing::info!("{role} started"),
+            // An init before this one has started it; from here on it is this one's.
+            Err(e) if e.runs_already() => tracing::info!("{role} runs already"),
             Err(KernelError::Closed) => tracing::error!("{role} not started: the kernel is gone"),
             Err(e) => {
                 tracing::warn!("{role} could not be started: {e}");
