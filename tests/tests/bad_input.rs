@@ -1,6 +1,6 @@
 //! Bad input: a clear error each, nothing left half-made.
 
-use anyhow::{Result, ensure};
+use anyhow::{Context, Result, ensure};
 use clustix_tests::{Cluster, Output, cluster::busybox, leftover};
 use std::fs;
 use std::io::Write;
@@ -174,6 +174,15 @@ fn no_space_is_said_and_survived() -> Result<()> {
     let host = folder.path().join("f");
     fails(&c.cli(["import", host.to_str().unwrap_or(""), "/f"])?, 1, &["no space"])?;
     ensure!(c.sh(None, "rm -f /f; cat /small")?.ok()?.text() == "fine\n");
+    // Small files fill it too; programs and their pipes still work, and say so.
+    let fill = "mkdir /m; i=0; while true > /m/f$i; do i=$((i+1)); done; echo $i | cat";
+    let out = c.sh(None, fill)?;
+    ensure!(out.errors().contains("No space left on device"), "{out:?}");
+    let made: usize = out.text().trim().parse().context("how many")?;
+    let listed = c.sh(None, "ls /m | wc -l")?.ok()?.text();
+    ensure!(listed.trim().parse::<usize>()? >= made, "{made} files made, {listed} listed");
+    ensure!(c.sh_with(None, "cat | wc -c", &[b'x'; 100_000])?.ok()?.text().trim() == "100000");
+    ensure!(c.sh(None, "rm -r /m && echo more > /more && cat /more")?.ok()?.text() == "more\n");
     c.cli(["down"])?.ok()?;
     Ok(())
 }

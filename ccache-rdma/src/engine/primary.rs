@@ -147,10 +147,10 @@ impl Engine {
         }
         // Every node holds about as many copies as its own shards have.
         let copies = self.view.wanted().max(1) as u64;
-        // File contents leave an eighth to everything else: on a full node programs still start,
-        // say what is wrong through their pipes, and remove files.
-        let budget = match set.set.id {
-            crate::set::PAGE => self.config.budget_bytes - self.config.budget_bytes / 8,
+        // Files, their names too, leave an eighth to everything else: on a full node programs still
+        // start, say what is wrong through their pipes, and remove files.
+        let budget = match set.set.class {
+            crate::set::Class::Vfs => self.config.budget_bytes - self.config.budget_bytes / 8,
             _ => self.config.budget_bytes,
         };
         if (self.primary.used_bytes + charge(set)) * copies > budget {
