@@ -8,7 +8,7 @@ use clustix_sim::plan::Plan;
 use clustix_sim::seeds::many;
 
 /// A bug that hides for longer is not caught.
-const SEEDS: u64 = 1_000;
+const SEEDS: u64 = 4_000;
 
 #[test]
 fn every_put_back_bug_is_caught() {

@@ -64,6 +64,8 @@ pub(crate) enum Message {
         affected: ShardSet,
         /// Slots of nodes gone since then (in step 1).
         gone: u16,
+        /// Epoch of the view in which it last settled.
+        settled: u64,
     },
 }
 

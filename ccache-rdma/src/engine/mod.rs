@@ -238,6 +238,8 @@ pub struct Engine {
     change: Option<Change>,
     /// What peers have confirmed: epoch and step.
     confirms: [recovery::Confirmed; MAX_NODES],
+    /// Epoch of the view in which this node last settled; 0: in none yet.
+    settled_in: u64,
     /// Nothing but the recovery posts.
     frozen: bool,
     /// Shards whose primary changed in the last change of view.
@@ -292,6 +294,7 @@ impl Engine {
             view: View::default(),
             change: None,
             confirms: Default::default(),
+            settled_in: 0,
             frozen: true,
             affected: ShardSet::none(),
             connected: [None; MAX_NODES],
@@ -464,8 +467,8 @@ impl Engine {
     fn message(&mut self, from: u8, bytes: Vec<u8>) {
         let Some(message) = Message::decode(&bytes) else { return };
         self.stats.messages_handled += 1;
-        if let Message::Confirm { epoch, step, affected, gone } = message {
-            self.confirmed(from, epoch, step, affected, gone);
+        if let Message::Confirm { epoch, step, affected, gone, settled } = message {
+            self.confirmed(from, epoch, step, affected, gone, settled);
             return;
         }
         if self.view.member(from).is_none() {

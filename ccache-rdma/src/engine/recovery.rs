@@ -29,11 +29,13 @@ pub(crate) struct Confirmed {
     step: u8,
     affected: ShardSet,
     gone: Slots,
+    settled: u64,
 }
 
 impl Default for Confirmed {
     fn default() -> Confirmed {
-        Confirmed { epoch: 0, step: 0, affected: ShardSet::none(), gone: Slots::NONE }
+        let (affected, gone) = (ShardSet::none(), Slots::NONE);
+        Confirmed { epoch: 0, step: 0, affected, gone, settled: 0 }
     }
 }
 
@@ -163,6 +165,7 @@ impl Engine {
         step: u8,
         affected: ShardSet,
         gone: u16,
+        settled: u64,
     ) {
         let Some(c) = self.confirms.get_mut(usize::from(from)) else { return };
         if epoch > c.epoch {
@@ -173,6 +176,7 @@ impl Engine {
             if step == 1 {
                 c.affected = affected;
                 c.gone = Slots(gone);
+                c.settled = settled;
             }
         }
         self.advance_change();
@@ -205,6 +209,7 @@ impl Engine {
             step: c.step,
             affected: c.affected.clone(),
             gone: c.gone.0,
+            settled: self.settled_in,
         };
         for peer in self.view.slots().without(self.config.node).iter() {
             self.send(peer, &message);
@@ -283,9 +288,18 @@ impl Engine {
         let (no_wait, keep) = (self.bug(Bug::NoLeaseWait), self.bug(Bug::CachesKept));
         let Some(c) = &mut self.change else { return };
         for peer in self.view.slots().without(self.config.node).iter() {
+            c.affected.union(&self.confirms[usize::from(peer)].affected);
+        }
+        // What was held by nodes gone before anyone last settled is resolved. A slot may have a new
+        // incarnation since, which must not pass for the gone one: whoever settled last knows.
+        let mut last = self.settled_in;
+        for peer in self.view.slots().without(self.config.node).iter() {
             let said = &self.confirms[usize::from(peer)];
-            c.affected.union(&said.affected);
-            c.gone = c.gone.union(said.gone);
+            if said.settled > last {
+                (last, c.gone) = (said.settled, said.gone);
+            } else if said.settled == last {
+                c.gone = c.gone.union(said.gone);
+            }
         }
         // Nobody can complete a renewal with the gone any more; the last may have just been sent.
         let over = self.now + self.config.timing.over_by();
@@ -318,6 +332,7 @@ impl Engine {
     fn settle(&mut self) {
         let Some(change) = self.change.take() else { return };
         self.affected = change.affected;
+        self.settled_in = self.view.epoch;
         self.frozen = false;
         self.stats.changes += 1;
         let members = self.view.slots();
