@@ -6,6 +6,7 @@ use crate::signatures::SIGNATURES;
 use crate::{exec, ids, memory, misc, names, open, poll, process, rw, signal, stat, time, tty};
 use clustix_proto::Errno;
 use clustix_proto::errno::{EBUSY, EIO, ENOSYS};
+use std::sync::atomic::{AtomicU64, Ordering};
 
 /// Makes a call. ENOSYS, counted by name, for one that is not there. What only the cluster's state
 /// can be the cause of is counted and logged: a program that does not look (stdio takes a failed
@@ -15,10 +16,17 @@ pub async fn dispatch<S: Services>(call: &mut Call<'_, S>) -> Result<i64, Errno>
     if let Err(e @ (EIO | EBUSY)) = result {
         let name = name(call.nr);
         clustix_pd::metrics::add(&format!("posix_failed_total{{call=\"{name}\"}}"), 1);
-        tracing::warn!("{name} of process {}: {e}", call.process.pid);
+        // Ever more seldom: a program that provokes it must not fill the log.
+        let count = FAILED.fetch_add(1, Ordering::Relaxed) + 1;
+        if count.is_power_of_two() {
+            tracing::warn!("{name} of process {}: {e}; {count} such so far", call.process.pid);
+        }
     }
     result
 }
+
+/// Calls that failed for the cluster's sake.
+static FAILED: AtomicU64 = AtomicU64::new(0);
 
 macro_rules! calls {
     ($($number:literal => $function:path,)*) => {

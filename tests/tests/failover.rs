@@ -8,7 +8,7 @@ use std::collections::BTreeMap;
 use std::io::{BufRead, BufReader};
 use std::process::Stdio;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
-use std::sync::{Arc, Mutex};
+use std::sync::{Arc, Condvar, Mutex};
 use std::time::{Duration, Instant};
 
 const NODES: u8 = 3;
@@ -19,6 +19,8 @@ struct Writer {
     cluster: Arc<Cluster>,
     /// Acknowledged: number → node that acknowledged it.
     done: Mutex<BTreeMap<u64, u8>>,
+    /// Rung at each.
+    more: Condvar,
     /// Next number nobody has used.
     next: AtomicU64,
     node: AtomicU64,
@@ -56,6 +58,7 @@ impl Writer {
             for line in BufReader::new(out).lines() {
                 let Ok(n) = line?.parse::<u64>() else { bail!("{}: not a number", self.name) };
                 self.done.lock().unwrap().insert(n, node);
+                self.more.notify_all();
                 self.next.store(n + 1, Ordering::Release);
                 if self.stop.load(Ordering::Acquire) {
                     break;
@@ -142,9 +145,11 @@ fn kill_rounds(
         for w in writers {
             let seen = w.count();
             let until = Instant::now() + Duration::from_secs(30);
-            while w.count() == seen {
-                ensure!(Instant::now() < until, "round {round}: {} does not go on", w.name);
-                std::thread::sleep(Duration::from_millis(1));
+            let mut done = w.done.lock().unwrap();
+            while done.len() == seen {
+                let left = until.saturating_duration_since(Instant::now());
+                ensure!(!left.is_zero(), "round {round}: {} does not go on", w.name);
+                done = w.more.wait_timeout(done, left).unwrap().0;
             }
         }
         std::thread::sleep(Duration::from_millis(random.below(50)));
@@ -194,6 +199,7 @@ fn no_acknowledged_file_is_lost() -> Result<()> {
                 name,
                 cluster: cluster.clone(),
                 done: Mutex::default(),
+                more: Condvar::new(),
                 next: AtomicU64::new(1),
                 node: AtomicU64::new(u64::MAX),
                 stop: AtomicBool::new(false),

@@ -4,6 +4,7 @@
 //! A record is: checksum of the rest, length of the rest, count; then per object slot, padding,
 //! the half as it will stand (head, payload).
 
+use crate::cache::MAX_OBJECTS;
 use crate::half::{HEAD, Head};
 use crate::layout::control;
 use crate::name::Name;
@@ -55,7 +56,7 @@ pub(crate) fn is_whole(bytes: &[u8]) -> bool {
 
 /// The objects of a record; `None` for one that never was.
 pub(crate) fn entries(bytes: &[u8]) -> Option<Vec<Entry>> {
-    let count = word(bytes, 16)?;
+    let count = word(bytes, 16).filter(|n| *n <= MAX_OBJECTS as u64)?;
     let mut at = FIXED;
     let mut entries = Vec::new();
     for _ in 0..count {

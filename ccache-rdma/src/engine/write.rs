@@ -265,7 +265,12 @@ impl Engine {
     fn release_words(&mut self, w: &mut Write) {
         let me = self.config.node;
         for item in &mut w.items {
-            let Some(word) = item.taken.take() else { continue };
+            let Some(word) = item.taken.take() else {
+                if std::mem::take(&mut item.kept) {
+                    self.still_kept(item.name);
+                }
+                continue;
+            };
             let add = if item.kept { Word::DROP_BEGIN } else { Word::drop_taken(me) };
             if let Some(primary) = self.view.primary(item.name.shard()) {
                 self.post_unwaited(primary, vec![Verb::FetchAdd { at: item.word_at(), add }]);
@@ -577,11 +582,6 @@ impl Engine {
             }
         }
         self.release_words(w);
-        for item in &mut w.items {
-            if std::mem::take(&mut item.kept) {
-                self.still_kept(item.name);
-            }
-        }
         if let Some(index) = w.record.take() {
             self.free_record(index);
         }
