@@ -18,6 +18,7 @@ pub mod lease;
 pub mod links;
 pub mod local;
 pub mod name;
+pub mod network;
 pub mod request;
 pub mod service;
 pub mod set;

@@ -7,12 +7,12 @@
 use crate::arena::Arena;
 use crate::cache::{CacheError, Waited};
 use crate::engine::{Action, ClientId, Config as EngineConfig, Engine, Event, RequestId};
-use crate::fabric::shm::ShmFabric;
-use crate::fabric::{Address, Fabric, FabricError, FabricEvent, Token, Verb};
+use crate::fabric::{Address, FabricError, FabricEvent, Token, Verb};
 use crate::layout::{RegionId, control};
 use crate::lease::{Lease, Opinion, Timing, Watch};
-use crate::links::{LinkEvent, Links};
 use crate::name::{Name, SHARDS, Shard};
+use crate::network::shm::ShmNetwork;
+use crate::network::{Broken, Network};
 use crate::request::{
     DUMP_BYTES, Dumped, MemberEvent, NodeStatus, OK, ObjectInfo, PAGE, Reply, Request, Rights,
     error_label,
@@ -166,8 +166,7 @@ pub struct Service {
     /// In tests, where badges are 0: what every channel may.
     everyone: Rights,
     engine: Engine,
-    fabric: ShmFabric,
-    links: Links,
+    network: Box<dyn Network>,
     lease: Lease,
     watch: Watch,
     view: View,
@@ -254,13 +253,17 @@ impl Service {
             },
             parts.arena.clone(),
         );
-        let links =
-            Links::new(slot, incarnation, parts.owner, parts.listener.take(), parts.arena.clone());
+        let network = ShmNetwork::new(
+            slot,
+            incarnation,
+            parts.owner,
+            parts.listener.take(),
+            parts.arena.clone(),
+        );
         let outbox = || Outbox { way: Way::Closed, posts: VecDeque::new(), sends: VecDeque::new() };
         Service {
             engine,
-            fabric: ShmFabric::new(slot, incarnation, parts.arena.clone()),
-            links,
+            network: Box::new(network),
             lease: Lease::new(timing, slot),
             watch: Watch::new(timing),
             view: View::default(),
@@ -290,7 +293,7 @@ impl Service {
     /// Serves until this node is evicted (the answer says so) or `stop` says true.
     pub fn run(mut self, stop: impl Fn() -> bool) -> String {
         loop {
-            let bell = self.fabric.bell().map_or(0, |b| b.load(Ordering::SeqCst));
+            let bell = self.network.bell().map_or(0, |b| b.load(Ordering::SeqCst));
             let mut worked = self.serve_rings();
             worked |= self.turn_fabric();
             self.timers();
@@ -321,7 +324,7 @@ impl Service {
                 return Poll::Ready(());
             }
             self.parts.server.register();
-            if let Some(word) = self.fabric.bell() {
+            if let Some(word) = self.network.bell() {
                 exec::register(word, bell);
             }
             exec::deadline(until);
@@ -353,7 +356,7 @@ impl Service {
                 let result = Err(FabricError::Unreachable);
                 self.step(Event::Completed { peer, token, result });
             }
-            self.fabric.poll(exec::now_ns(), &mut news);
+            self.network.poll(exec::now_ns(), &mut news);
             if news.is_empty() && self.actions.is_empty() {
                 return worked;
             }
@@ -387,7 +390,7 @@ impl Service {
                 eprintln!(
                     "ccache: node {peer} was evicted and does not leave: its ccache is killed"
                 );
-                self.links.kill(peer);
+                self.network.kill(peer);
                 self.look_at = 0;
             }
         }
@@ -398,10 +401,10 @@ impl Service {
             Action::Post { peer, token, chain } => {
                 metrics::add("clustix_fabric_verbs_total", chain.len() as u64);
                 if peer == self.parts.slot {
-                    return self.fabric.post(peer, token, &chain);
+                    return self.network.post(peer, token, &chain);
                 }
                 match self.outboxes.get_mut(usize::from(peer)) {
-                    Some(o) if o.way == Way::Open => self.fabric.post(peer, token, &chain),
+                    Some(o) if o.way == Way::Open => self.network.post(peer, token, &chain),
                     Some(o) if o.way != Way::Closed => o.posts.push_back((token, chain)),
                     _ => self.refused.push((peer, token)),
                 }
@@ -422,13 +425,13 @@ impl Service {
                 }
             }
             Action::Revoke { peer } => {
-                self.fabric.revoke(exec::now_ns(), peer);
+                self.network.revoke(exec::now_ns(), peer);
                 self.close(peer);
             }
             Action::Connect { peer, incarnation } => {
                 if let Some(o) = self.outboxes.get_mut(usize::from(peer)) {
                     o.way = Way::Opening(incarnation);
-                    self.fabric.admit(peer, incarnation);
+                    self.network.admit(peer, incarnation);
                     self.look_at = 0;
                 }
             }
@@ -454,25 +457,18 @@ impl Service {
         for (peer, o) in self.outboxes.iter_mut().enumerate() {
             let peer = peer as u8;
             if let Way::Opening(incarnation) = o.way
-                && let Some(arena) = self.links.arena(peer, incarnation)
+                && self.network.is_open(peer, incarnation)
             {
-                if !self.fabric.connected(peer) {
-                    self.fabric.connect(peer, arena.clone());
-                }
-                // Its gate opens when the peer has the view too.
-                let key = self.parts.incarnation.wrapping_add(1);
-                if arena.control(control::gate(self.parts.slot)) == key {
-                    o.way = Way::Open;
-                    connected.push((peer, incarnation));
-                    for (token, chain) in o.posts.drain(..) {
-                        self.fabric.post(peer, token, &chain);
-                    }
+                o.way = Way::Open;
+                connected.push((peer, incarnation));
+                for (token, chain) in o.posts.drain(..) {
+                    self.network.post(peer, token, &chain);
                 }
             }
             while o.way == Way::Open
                 && let Some(bytes) = o.sends.front()
             {
-                match self.fabric.send(peer, bytes) {
+                match self.network.send(peer, bytes) {
                     Err(FabricError::Busy) => break,
                     // Unreachable: it has revoked this node or is gone, and will be evicted or
                     // has evicted this node.
@@ -531,7 +527,7 @@ impl Service {
             let open = self.outboxes.get(usize::from(peer)).is_some_and(|o| o.way == Way::Open);
             if open {
                 let verb = Verb::WriteWord { at, word: number };
-                self.fabric.post(peer, Token(Token::SHELL | number), &[verb]);
+                self.network.post(peer, Token(Token::SHELL | number), &[verb]);
             }
         }
         if self.lease.end() > before {
@@ -549,28 +545,23 @@ impl Service {
     fn look(&mut self, now: u64) {
         let due = self.look_at;
         let mut news = Vec::new();
-        self.links.poll(now, &mut news);
+        self.network.look(now, &mut news);
         let mut opinions = Vec::new();
-        for event in news {
-            match event {
-                LinkEvent::Up(..) => {}
-                LinkEvent::Broken(slot, incarnation) => {
-                    let way = self.outboxes.get(usize::from(slot)).map(|o| o.way);
-                    let next = matches!(way, Some(Way::Opening(i)) if i != incarnation);
-                    if !next {
-                        // Rule 34: what this node would still write there is not written, and
-                        // counts for no lease; only then is the death told.
-                        self.fabric.dead(slot);
-                        self.close(slot);
-                    }
-                    opinions.extend(self.watch.broken(slot, incarnation));
-                }
+        for Broken { slot, incarnation } in news {
+            let way = self.outboxes.get(usize::from(slot)).map(|o| o.way);
+            let next = matches!(way, Some(Way::Opening(i)) if i != incarnation);
+            if !next {
+                // Rule 34: what this node would still write there is not written, and counts for
+                // no lease; only then is the death told.
+                self.network.dead(slot);
+                self.close(slot);
             }
+            opinions.extend(self.watch.broken(slot, incarnation));
         }
         for m in &self.view.members {
             let way = self.outboxes.get(usize::from(m.slot)).map(|o| o.way);
             if way == Some(Way::Opening(m.incarnation)) {
-                self.links.dial(now, m.slot, m.incarnation, &m.path);
+                self.network.open(now, m.slot, m.incarnation, &m.path);
             }
         }
         for slot in self.watch.slots().iter() {
@@ -594,7 +585,7 @@ impl Service {
                 }
             }
         }
-        let soon = self.links.busy() || self.waiting_for_room();
+        let soon = self.network.is_opening() || self.waiting_for_room();
         self.look_at = now + if soon { LOOK_SOON } else { LOOK };
     }
 
