@@ -27,6 +27,30 @@ use std::os::fd::OwnedFd;
 use std::sync::atomic::Ordering;
 use std::task::Poll;
 
+/// What a node's objects are carried over.
+#[derive(Clone, PartialEq, Eq, Debug, Serialize, Deserialize)]
+pub enum NetworkConfig {
+    /// Memory shared with the other nodes of this machine, met at the descriptor `fabric`.
+    Shm,
+    /// RDMA.
+    Verbs(Verbs),
+}
+
+/// An RDMA network, and this node's place in it.
+#[derive(Clone, PartialEq, Eq, Debug, Serialize, Deserialize)]
+pub struct Verbs {
+    /// Address and port at which peers connect.
+    pub listen: String,
+    /// Device; the one that the address belongs to if none is named.
+    pub device: Option<String>,
+    /// What the cluster's nodes know each other by.
+    pub token: u64,
+    /// Acknowledgement time-out: 4.096 µs × 2^n.
+    pub ack_timeout: u8,
+    /// How often a packet is sent again before the peer counts as gone.
+    pub retries: u8,
+}
+
 /// What the launcher tells ccache: the domain's arguments, as `postcard`.
 #[derive(Clone, PartialEq, Eq, Debug, Serialize, Deserialize)]
 pub struct Config {
@@ -38,6 +62,8 @@ pub struct Config {
     pub first_incarnation: bool,
     /// Slots copied per millisecond when lost copies are rebuilt.
     pub rebuild_rate: u32,
+    /// The fabric.
+    pub network: NetworkConfig,
 }
 
 impl Default for Config {
@@ -47,6 +73,7 @@ impl Default for Config {
             budget_bytes: 2 << 30,
             first_incarnation: true,
             rebuild_rate: 64,
+            network: NetworkConfig::Shm,
         }
     }
 }
@@ -217,7 +244,7 @@ pub fn main(mut boot: Boot) -> ! {
     let slab = boot.region("slab").ok().and_then(|r| Slab::new(r).ok());
     // The sandbox does not let it be asked for later.
     let owner = rustix::process::getuid().as_raw();
-    if let Err(e) = boot.enter_sandbox() {
+    if let Err(e) = boot.enter_sandbox(None) {
         fail(&e);
     }
     let parts = Parts {

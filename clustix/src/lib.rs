@@ -13,6 +13,7 @@ pub mod args;
 pub mod cmd;
 pub mod connection;
 pub mod control;
+pub mod hosts;
 pub mod interrupt;
 pub mod launch;
 pub mod node;

@@ -171,6 +171,12 @@ const TOKIO: &[Row] = &[
     (libc::SYS_fcntl, Any),
 ];
 
+/// member, in a cluster of several machines.
+const TCP: &[Row] = &[
+    (libc::SYS_socket, Is(0, libc::AF_INET as u64)),
+    (libc::SYS_socket, Is(0, libc::AF_INET6 as u64)),
+];
+
 /// Refused with ENOSYS instead of death: libraries try these and go on without. (glibc falls back
 /// from clone3 to clone, whose flags can be checked.)
 const SOFT: &[c_long] = &[libc::SYS_clone3];
@@ -193,6 +199,7 @@ const SOFT_MEMBER: &[c_long] = &[
 const ROLES: &[(&str, &[&[Row]], bool)] = &[
     ("ccache", &[AFFINITY, CCACHE], true),
     ("member", &[TOKIO], true),
+    ("member-tcp", &[TOKIO, TCP], true),
     ("control", &[TOKIO], true),
     ("posix", &[AFFINITY], false),
 ];
@@ -223,7 +230,7 @@ pub(crate) fn enter(role: &str, trace: bool) -> Result<(), SandboxError> {
     if trace {
         trace_violations();
     }
-    let soft = if role == "member" { SOFT_MEMBER } else { SOFT };
+    let soft = if role.starts_with("member") { SOFT_MEMBER } else { SOFT };
     for program in compile(lists, soft, trace)? {
         apply_filter_all_threads(&program).map_err(|e| SandboxError::Filter(e.to_string()))?;
     }
