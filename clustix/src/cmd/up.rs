@@ -161,14 +161,14 @@ fn make_way(folder: &Folder, cluster: &mut Cluster) -> Result<()> {
             );
             return down::stop(folder, cluster, false).map(drop);
         }
-        Phase::Running => eprintln!(
+        Phase::Running if cluster.hosts.is_none() => eprintln!(
             "clustix: cluster {:?} ended without `clustix down`: what was written since it came up is lost",
             cluster.name
         ),
         Phase::Starting => eprintln!(
             "clustix: an earlier `up` of this cluster was interrupted; cleaning up after it"
         ),
-        Phase::Stopping | Phase::Ending | Phase::Stopped => {}
+        _ => {}
     }
     for (slot, process) in &live {
         procfs::kill_tree(process).with_context(|| format!("could not end node {slot}"))?;
