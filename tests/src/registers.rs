@@ -91,11 +91,14 @@ impl History {
     /// Checks every register's history.
     ///
     /// # Errors
-    /// One has no order that explains it.
+    /// One has no order that explains it: it is then written to a file, which the error names.
     pub fn check(&self) -> Result<()> {
         for (register, records) in &self.of {
             if let Err(why) = linearizable(0, records) {
-                bail!("register {register}: {why}");
+                let file = std::env::temp_dir().join(format!("history-of-register-{register}"));
+                let lines: Vec<String> = records.iter().map(|r| format!("{r:?}\n")).collect();
+                std::fs::write(&file, lines.concat())?;
+                bail!("register {register}: {why}; all of it is in {}", file.display());
             }
         }
         Ok(())
