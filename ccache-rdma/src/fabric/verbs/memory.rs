@@ -111,7 +111,7 @@ impl Memory {
         }
         let region = self.arena.region(chunk.region());
         let made =
-            Registration::new(&self.device, region, chunk.offset(), Chunk::LEN, Access::Remote);
+            Registration::new(&self.device, region, chunk.offset(), chunk.len(), Access::Remote);
         match made {
             Ok(r) => {
                 let key = r.remote_key();

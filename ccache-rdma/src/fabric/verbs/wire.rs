@@ -2,7 +2,6 @@
 //!
 //! Everything here came from another machine and is only bytes until it is decoded.
 
-use crate::arena::Arena;
 use crate::layout::{REGIONS, RegionId, control};
 use crate::view::MAX_NODES;
 
@@ -88,10 +87,14 @@ impl Chunk {
         (self.0 & ((1 << Self::REGION) - 1)) * Self::LEN
     }
 
+    /// Bytes that there are of it: a region's last may be shorter.
+    pub(super) fn len(self) -> u64 {
+        Self::LEN.min(self.region().len().saturating_sub(self.offset()))
+    }
+
     /// Whether every arena has it.
     pub(super) fn exists(self) -> bool {
-        ((self.0 >> Self::REGION) as usize) < REGIONS
-            && (self.0 & ((1 << Self::REGION) - 1)) < self.region().len() / Self::LEN
+        ((self.0 >> Self::REGION) as usize) < REGIONS && self.len() > 0
     }
 
     /// Those that every peer uses from its first view on: heartbeats, validity counters.
@@ -99,13 +102,6 @@ impl Chunk {
         let end = control::COUNTERS + control::COUNTER_COUNT * 8;
         (0..end.div_ceil(Self::LEN)).map(|i| Chunk::of(RegionId::Control, i * Self::LEN))
     }
-}
-
-/// Whether registering by chunks covers an arena.
-pub(super) fn covers(arena: &Arena) -> bool {
-    RegionId::all().all(|id| {
-        id.len().is_multiple_of(Chunk::LEN) && arena.region(id).len() as u64 >= id.len()
-    })
 }
 
 /// A message between two ends.
