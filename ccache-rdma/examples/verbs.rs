@@ -38,9 +38,8 @@ fn fail(what: &str, e: &dyn std::fmt::Display) -> ! {
 
 impl Three {
     fn new(ip: IpAddr) -> Three {
-        let arenas: Vec<Arena> = (0..3)
-            .map(|_| Arena::anonymous().unwrap_or_else(|e| fail("no memory", &e)))
-            .collect();
+        let arenas: Vec<Arena> =
+            (0..3).map(|_| Arena::anonymous().unwrap_or_else(|e| fail("no memory", &e))).collect();
         let ends = (0..3u8).map(|slot| {
             let own = arenas[usize::from(slot)].clone();
             let made = VerbsNetwork::new(config(ip, TOKEN), slot, INCARNATION, own);
@@ -179,11 +178,7 @@ fn measure(ip: IpAddr, rounds: usize) {
             vec![Verb::Write { at: page, data, from: 0, len: 4096 }],
             vec![Bare::Write(4096)],
         ),
-        (
-            "CAS",
-            vec![Verb::CompareSwap { at: word, expect: 0, new: 0 }],
-            vec![Bare::CompareSwap],
-        ),
+        ("CAS", vec![Verb::CompareSwap { at: word, expect: 0, new: 0 }], vec![Bare::CompareSwap]),
         ("FAA", vec![add.clone()], vec![Bare::FetchAdd]),
         ("FAA, READ 4 KiB", vec![add, read(page, 4096)], vec![Bare::FetchAdd, Bare::Read(4096)]),
         ("message of 64 B", vec![], vec![Bare::Send(64)]),

@@ -4,9 +4,9 @@
 //! rdma_cm's ([`super::queue_pair`]): it only finds device and path, and exchanges the numbers.
 
 use rdma_sys::{
-    ibv_context, rdma_accept, rdma_ack_cm_event, rdma_bind_addr, rdma_cm_event,
-    rdma_cm_event_type, rdma_cm_id, rdma_conn_param, rdma_connect, rdma_create_event_channel,
-    rdma_create_id, rdma_destroy_event_channel, rdma_destroy_id, rdma_disconnect, rdma_establish,
+    ibv_context, rdma_accept, rdma_ack_cm_event, rdma_bind_addr, rdma_cm_event, rdma_cm_event_type,
+    rdma_cm_id, rdma_conn_param, rdma_connect, rdma_create_event_channel, rdma_create_id,
+    rdma_destroy_event_channel, rdma_destroy_id, rdma_disconnect, rdma_establish,
     rdma_event_channel, rdma_get_cm_event, rdma_get_src_port, rdma_listen, rdma_port_space,
     rdma_reject, rdma_resolve_addr, rdma_resolve_route,
 };

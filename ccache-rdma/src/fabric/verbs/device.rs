@@ -2,10 +2,10 @@
 
 use super::connection::Listener;
 use rdma_sys::{
-    ibv_ack_cq_events, ibv_alloc_pd, ibv_comp_channel, ibv_context, ibv_cq, ibv_create_comp_channel,
-    ibv_create_cq, ibv_dealloc_pd, ibv_destroy_comp_channel, ibv_destroy_cq, ibv_device_attr,
-    ibv_get_cq_event, ibv_get_device_name, ibv_gid, ibv_pd, ibv_poll_cq, ibv_query_device,
-    ibv_query_gid, ibv_req_notify_cq, ibv_wc,
+    ibv_ack_cq_events, ibv_alloc_pd, ibv_comp_channel, ibv_context, ibv_cq,
+    ibv_create_comp_channel, ibv_create_cq, ibv_dealloc_pd, ibv_destroy_comp_channel,
+    ibv_destroy_cq, ibv_device_attr, ibv_get_cq_event, ibv_get_device_name, ibv_gid, ibv_pd,
+    ibv_poll_cq, ibv_query_device, ibv_query_gid, ibv_req_notify_cq, ibv_wc,
 };
 use std::ffi::CStr;
 use std::io;
@@ -46,8 +46,8 @@ pub(super) struct Device {
     pub(super) in_order: bool,
     /// Work requests that a queue pair can hold.
     pub(super) depth: u32,
-    /// Its address: the listener's GID.
-    gid: [u8; 16],
+    /// GID and its index, for a queue pair that is connected on this device.
+    pub(super) own_gid: Option<(ibv_gid, u8)>,
     /// The context is the listener's.
     _listener: Listener,
 }
@@ -90,7 +90,7 @@ impl Device {
             rd_atomic: rd_atomic.clamp(1, 255) as u8,
             in_order: attributes.vendor_id == RXE,
             depth: super::DEPTH.min(attributes.max_qp_wr.max(1) as u32),
-            gid,
+            own_gid: None,
             _listener: listener,
         };
         // SAFETY: the context is open; each result is checked before it is used.
@@ -110,6 +110,8 @@ impl Device {
             }
         }
         rustix::io::ioctl_fionbio(device.events(), true)?;
+        // Now: a sandbox allows no files.
+        device.own_gid = device.find_gid(gid);
         Ok(device)
     }
 
@@ -119,13 +121,13 @@ impl Device {
         unsafe { BorrowedFd::borrow_raw((*self.channel).fd) }
     }
 
-    /// Takes and acknowledges the channel's events.
-    pub(super) fn take_events(&self) {
+    /// Takes and acknowledges the channel's event: each arming leads to one at most.
+    pub(super) fn take_event(&self) {
         let (mut cq, mut context) = (null_mut(), null_mut());
-        // SAFETY: the channel does not block; every event taken is of the one queue, and is
-        // acknowledged at once, as destroying the queue demands.
+        // SAFETY: the channel does not block; an event taken is of the one queue, and is acknowledged
+        // at once, as destroying the queue demands.
         unsafe {
-            while ibv_get_cq_event(self.channel, &mut cq, &mut context) == 0 {
+            if ibv_get_cq_event(self.channel, &mut cq, &mut context) == 0 {
                 ibv_ack_cq_events(cq, 1);
             }
         }
@@ -158,8 +160,7 @@ impl Device {
         n
     }
 
-    /// GID and its index, for a queue pair that is connected with itself.
-    pub(super) fn own_gid(&self) -> Option<(ibv_gid, u8)> {
+    fn find_gid(&self, own: [u8; 16]) -> Option<(ibv_gid, u8)> {
         let name = self.name();
         let types = |i: i32| {
             let port = self.port;
@@ -175,7 +176,7 @@ impl Device {
                 break;
             }
             // SAFETY: every bit pattern of the union is a valid array of bytes.
-            if unsafe { gid.raw } != self.gid {
+            if unsafe { gid.raw } != own {
                 continue;
             }
             // The same address stands there once per version of RoCE.

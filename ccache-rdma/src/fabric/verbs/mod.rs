@@ -44,8 +44,7 @@ use wire::{Chunk, Hello};
 /// Requests under way on one connection.
 const DEPTH: u32 = 256;
 /// Entries of the completion queue: every connection's requests and buffers, should all complete.
-const CQ_ENTRIES: i32 =
-    (MAX_NODES as i32 + 1) * (DEPTH as i32 + buffers::RECEIVES as i32);
+const CQ_ENTRIES: i32 = (MAX_NODES as i32 + 1) * (DEPTH as i32 + buffers::RECEIVES as i32);
 /// A handshake that takes longer is given up, ns. Emulated machines take a tenth of it.
 const PATIENCE: u64 = 3_000_000_000;
 /// Between two attempts to connect, ns.
@@ -275,6 +274,8 @@ impl VerbsFabric {
 
     /// That peer is dead: nothing of this node's acts in its memory any more.
     pub fn dead(&mut self, slot: u8) {
+        // What is complete is to be told as such.
+        self.drain();
         let Some(peer) = self.peer(slot) else { return };
         peer.admitted = None;
         peer.dial = None;
@@ -284,8 +285,6 @@ impl VerbsFabric {
     /// Ends a connection and all that was posted to it. When this returns, nothing of the peer's
     /// lands here: destroying the queue pair waits for what was under way.
     fn close(&mut self, slot: u8) {
-        // What is complete is to be told as such.
-        self.drain();
         let Some(mut way) = self.peers.get_mut(usize::from(slot)).and_then(|p| p.way.take()) else {
             return;
         };
@@ -405,9 +404,10 @@ impl VerbsFabric {
 
     /// The other side's turn is over: ours has a path, and makes a queue pair.
     fn routed(&mut self, id: ConnectionId) {
-        let found = self.peers.iter().position(|p| {
-            p.dial.as_ref().is_some_and(|d| d.connection.id() == id)
-        });
+        let found = self
+            .peers
+            .iter()
+            .position(|p| p.dial.as_ref().is_some_and(|d| d.connection.id() == id));
         let Some(slot) = found else { return };
         let Some(dial) = self.peers[slot].dial.take() else { return };
         let incarnation = dial.incarnation;
@@ -649,7 +649,7 @@ impl Fabric for VerbsFabric {
             self.connection_events();
         }
         if self.ringer.take_completions() {
-            self.device.take_events();
+            self.device.take_event();
             self.armed = false;
         }
         self.drain();

@@ -167,7 +167,7 @@ impl QueuePair {
     /// The device does not know its own address, or refuses.
     pub(super) fn join_local(&self, other: &QueuePair, patience: Patience) -> io::Result<()> {
         let device = &self.device;
-        let (gid, index) = device.own_gid().ok_or(io::ErrorKind::AddrNotAvailable)?;
+        let (gid, index) = device.own_gid.ok_or(io::ErrorKind::AddrNotAvailable)?;
         // SAFETY: plain data, for which zero is valid.
         let mut port: ibv_port_attr = unsafe { std::mem::zeroed() };
         // SAFETY: the context is open. The library writes at most the part of the attributes that

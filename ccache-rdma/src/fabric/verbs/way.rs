@@ -69,17 +69,17 @@ impl WorkId {
             Which::Receive(i) => (1, i),
             Which::Request(n) => (0, n),
         };
-        self.generation << 30
-            | u64::from(self.slot) << 25
-            | receive << Self::NUMBER
-            | number & Self::MASK
+        (self.generation << 30)
+            | (u64::from(self.slot) << 25)
+            | (receive << Self::NUMBER)
+            | (number & Self::MASK)
     }
 
     pub(super) fn decode(id: u64) -> WorkId {
         let number = id & Self::MASK;
-        let receive = id >> Self::NUMBER & 1 == 1;
+        let receive = (id >> Self::NUMBER) & 1 == 1;
         WorkId {
-            slot: (id >> 25 & 31) as u8,
+            slot: ((id >> 25) & 31) as u8,
             generation: id >> 30,
             what: if receive { Which::Receive(number) } else { Which::Request(number) },
         }
@@ -359,7 +359,9 @@ impl Way {
         }
         self.entries.push_back(entry);
         let waiting = self.first + self.entries.len() as u64 - self.next.0;
-        Ok(self.posted.is_empty() || waiting as usize >= PROMPT)
+        // A lease depends on the shell's own.
+        let urgent = token.0 & Token::SHELL != 0;
+        Ok(urgent || self.posted.is_empty() || waiting as usize >= PROMPT)
     }
 
     /// Takes a message, if there is room for it at the peer, and here if it can go at once.

@@ -74,7 +74,7 @@ impl Chunk {
 
     /// The one that an offset is in.
     pub(super) fn of(region: RegionId, offset: u64) -> Chunk {
-        Chunk((region.index() as u64) << Self::REGION | offset / Self::LEN)
+        Chunk(((region.index() as u64) << Self::REGION) | (offset / Self::LEN))
     }
 
     pub(super) fn region(self) -> RegionId {
@@ -155,7 +155,9 @@ impl Message {
 
     pub(super) fn decode(mut bytes: Vec<u8>) -> Option<Message> {
         let words = || {
-            bytes[HEAD..].chunks_exact(8).map(|b| u64::from_le_bytes(b.try_into().unwrap_or([0; 8])))
+            bytes[HEAD..]
+                .chunks_exact(8)
+                .map(|b| u64::from_le_bytes(b.try_into().unwrap_or([0; 8])))
         };
         let kind = u64::from_le_bytes(bytes.get(..HEAD)?.try_into().ok()?);
         let body = bytes.len() - HEAD;
