@@ -174,6 +174,34 @@ impl Connections {
         Ok(connection)
     }
 
+    /// Finds the way from an address to itself, and waits for it. The library's first search opens
+    /// files and sockets of its own (it looks for ibacm), which a sandbox would not allow later.
+    ///
+    /// # Errors
+    /// No device leads there.
+    pub(super) fn rehearse(address: SocketAddr) -> io::Result<()> {
+        /// Destroys it, and with it the channel that it was given.
+        struct Alone(*mut rdma_cm_id);
+        impl Drop for Alone {
+            fn drop(&mut self) {
+                // SAFETY: made below; without a channel of this process's there are no events to
+                // acknowledge.
+                unsafe { rdma_destroy_id(self.0) };
+            }
+        }
+        let mut id = null_mut();
+        let space = rdma_port_space::RDMA_PS_TCP;
+        // SAFETY: without a channel the library makes one, and calls wait for their events.
+        check(unsafe { rdma_create_id(null_mut(), &mut id, null_mut(), space) })?;
+        let alone = Alone(id);
+        let mut from = Raw::new(SocketAddr::new(address.ip(), 0));
+        let mut to = Raw::new(address);
+        // SAFETY: the identifier is live; the addresses outlive the call.
+        check(unsafe { rdma_resolve_addr(alone.0, from.as_mut(), to.as_mut(), RESOLVE) })?;
+        // SAFETY: as above.
+        check(unsafe { rdma_resolve_route(alone.0, RESOLVE) })
+    }
+
     /// The next event, and of which connection.
     pub(super) fn next(&self) -> Option<(ConnectionId, Event)> {
         let mut raw: *mut rdma_cm_event = null_mut();

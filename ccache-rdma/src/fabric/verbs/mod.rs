@@ -128,6 +128,7 @@ impl VerbsFabric {
             io::Error::new(e.kind(), format!("cannot listen on {} with RDMA: {e}", config.listen))
         })?;
         let port = listener.port();
+        Connections::rehearse(SocketAddr::new(config.listen.ip(), port))?;
         let device = Rc::new(Device::open(listener, config.device.as_deref())?);
         let ringer = Ringer::start(device.events(), connections.events())?;
         let mut memory = Memory::new(&device, &arena);
