@@ -268,9 +268,17 @@ fn over_verbs(
     incarnation: u64,
     arena: &Arena,
 ) -> Result<Box<dyn Network>, String> {
-    crate::network::verbs::VerbsNetwork::new(verbs, slot, incarnation, arena.clone())
-        .map(|n| Box::new(n) as Box<dyn Network>)
-        .map_err(|e| format!("RDMA at {}: {e}", verbs.listen))
+    use crate::network::verbs::{Patience, VerbsConfig, VerbsNetwork};
+    let failed = |e: &dyn std::fmt::Display| format!("RDMA at {}: {e}", verbs.listen);
+    let listen = verbs.listen.parse().map_err(|e| failed(&e))?;
+    let mut config = VerbsConfig::new(listen, verbs.token);
+    config.device.clone_from(&verbs.device);
+    config.patience =
+        Patience { ack_timeout: verbs.ack_timeout, retry_count: verbs.retries, ..config.patience };
+    match VerbsNetwork::new(config, slot, incarnation, arena.clone()) {
+        Ok(network) => Ok(Box::new(network)),
+        Err(e) => Err(failed(&e)),
+    }
 }
 
 #[cfg(not(feature = "verbs"))]

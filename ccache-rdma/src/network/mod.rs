@@ -4,6 +4,8 @@
 //! in. It is made when a view says so, and ended by a revoke or with the peer.
 
 pub mod shm;
+#[cfg(feature = "verbs")]
+pub mod verbs;
 
 use crate::fabric::Fabric;
 use std::sync::atomic::AtomicU32;

@@ -139,6 +139,12 @@ const CCACHE: &[Row] = &[
     (libc::SYS_dup, Any),
 ];
 
+/// ccache, over an RDMA device: verbs that are not done in its own memory.
+const VERBS: &[Row] = &[
+    // RDMA_VERBS_IOCTL (rdma/rdma_user_ioctl_cmds.h).
+    (libc::SYS_ioctl, Is(1, 0xc018_1b01)),
+];
+
 /// member and control: tokio over AF_UNIX sockets. control answers its clients only, but binds
 /// nothing: its socket was bound before it started.
 const TOKIO: &[Row] = &[
@@ -198,6 +204,7 @@ const SOFT_MEMBER: &[c_long] = &[
 /// its kernel socket and its log. A role that is not here is a server.
 const ROLES: &[(&str, &[&[Row]], bool)] = &[
     ("ccache", &[AFFINITY, CCACHE], true),
+    ("ccache-verbs", &[AFFINITY, CCACHE, VERBS], true),
     ("member", &[TOKIO], true),
     ("member-tcp", &[TOKIO, TCP], true),
     ("control", &[TOKIO], true),
