@@ -8,23 +8,25 @@
 use crate::args::{NodeProcess, PdProcess};
 use crate::launch::READY;
 use crate::procfs;
-use crate::state::{Cluster, Folder, MAX_NODES, Phase};
+use crate::state::{Cluster, Folder, MAX_NODES, Phase, clock_incarnation};
 use anyhow::{Context, Result, bail};
 use clustix_ccache::layout::RegionId;
 use clustix_ccache::lease::Timing;
 use clustix_ccache::request::Rights;
 use clustix_ccache::service::{self, NetworkConfig, rights};
 use clustix_ccache::set::Class;
-use clustix_kernel_host::{Config, Host, SystemDescription};
+use clustix_kernel_host::{Config, End, Host, SystemDescription};
 use clustix_member::address::{Place, is_path};
 use clustix_member::node::Start;
 use clustix_pd::Boot;
+use clustix_pd::wire::Exit;
 use rustix::fd::OwnedFd;
 use std::collections::HashMap;
 use std::fs::File;
 use std::io::Write;
 use std::net::TcpListener;
 use std::os::unix::net::UnixListener;
+use std::os::unix::process::CommandExt;
 use std::process::ExitCode;
 
 /// The system description of every node.
@@ -131,9 +133,28 @@ pub fn node(name: &str, args: &NodeProcess) -> Result<ExitCode> {
     drop(null);
     let end = Host::run(config)?;
     eprintln!("node {} (incarnation {}): {end:?}", args.slot, args.incarnation);
+    let evicted = Exit::Code(service::EVICTED);
+    if cluster.hosts.is_some() && matches!(&end, End::Lost { exit, .. } if *exit == evicted) {
+        return Err(come_back(name, args, pid_file));
+    }
     // Held until here: the node's processes are gone.
     drop(pid_file);
     Ok(ExitCode::from(u8::try_from(end.exit_code()).unwrap_or(70)))
+}
+
+/// A node of several hosts that was evicted though it lives (it was cut off, or stood still) joins
+/// again, empty, as its next incarnation: the same process becomes it, so that whoever holds it by its
+/// number holds it still. Answers only why that cannot be.
+fn come_back(name: &str, args: &NodeProcess, pid_file: File) -> anyhow::Error {
+    let incarnation = clock_incarnation().max(args.incarnation + 1);
+    eprintln!("node {}: joins again as incarnation {incarnation}", args.slot);
+    let failed = std::process::Command::new("/proc/self/exe")
+        .args(["node", "--name", name, "--state"])
+        .arg(&args.state)
+        .args(["--slot", &args.slot.to_string(), "--incarnation", &incarnation.to_string()])
+        .stdin(pid_file)
+        .exec();
+    anyhow::Error::from(failed).context("could not start again")
 }
 
 /// Descriptor 0 is the locked pid file: it moves away, so that no child inherits the lock.

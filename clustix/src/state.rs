@@ -117,9 +117,7 @@ impl Cluster {
     pub fn incarnate(&mut self, slot: u8) -> u64 {
         if self.hosts.is_some() {
             // A host may have lost its state folder: the clock counts for it.
-            let ms = SystemTime::now().duration_since(SystemTime::UNIX_EPOCH);
-            let ms = ms.map_or(0, |d| u64::try_from(d.as_millis()).unwrap_or(0));
-            self.next_incarnation = self.next_incarnation.max(ms);
+            self.next_incarnation = self.next_incarnation.max(clock_incarnation());
         }
         let incarnation = self.next_incarnation;
         self.next_incarnation += 1;
@@ -130,6 +128,13 @@ impl Cluster {
         self.incarnations[slot] = incarnation;
         incarnation
     }
+}
+
+/// An incarnation that no earlier start of a host's node had, as far as the clock goes: milliseconds
+/// since 1970.
+pub fn clock_incarnation() -> u64 {
+    let ms = SystemTime::now().duration_since(SystemTime::UNIX_EPOCH);
+    ms.map_or(0, |d| u64::try_from(d.as_millis()).unwrap_or(0))
 }
 
 /// Where all clusters' state is.

@@ -103,8 +103,8 @@ pub fn nodes(folder: &Folder, json: bool) -> Result<ExitCode> {
             (None, _) => "down",
         };
         let incarnation = match member {
-            Some(m) if !here => m.incarnation,
-            _ => cluster.incarnations.get(usize::from(slot)).copied().unwrap_or(0),
+            Some(m) => m.incarnation,
+            None => cluster.incarnations.get(usize::from(slot)).copied().unwrap_or(0),
         };
         let pid = process.map(|p| p.pid);
         rows.push(vec![
@@ -148,7 +148,9 @@ pub fn status(folder: &Folder, json: bool) -> Result<ExitCode> {
             s.epoch
         );
         text.push_str(match (s.serving, s.can_lose_a_node) {
-            (false, _) => "not serving: these nodes are not a majority\n",
+            (false, _) => {
+                "not serving now: a change of view is under way, or these nodes are no majority\n"
+            }
             (true, true) => "a node can be lost now\n",
             (true, false) if !s.votes => {
                 "no node can be lost now: those left would be no majority\n"
