@@ -48,9 +48,10 @@ pub struct VerbsConfig {
     pub token: u64,
     /// How long queue pairs try.
     pub patience: Patience,
-    /// Whether a WRITE or atomic waits for the READs and atomics before it on its queue pair, as
-    /// the specification asks of those who need them in order (table 76); `None`: only where the
-    /// device's responder may take them out of order.
+    /// Whether a WRITE or atomic waits for the atomics before it on its queue pair, as the
+    /// specification asks of those who need them in order (table 76); `None`: unless the device's
+    /// responder is known to finish each before it begins the next. For READs it always waits: one
+    /// whose answer was lost is done again, and would see what was written since.
     pub fence: Option<bool>,
 }
 

@@ -138,7 +138,7 @@ impl VerbsFabric {
             })?;
         }
         let alone = std::thread::available_parallelism().is_ok_and(|n| n.get() == 1);
-        let fenced = config.fence.unwrap_or(!device.in_order);
+        let fenced = config.fence.unwrap_or(!device.atomics_in_order);
         let mut fabric = VerbsFabric {
             slot,
             incarnation,

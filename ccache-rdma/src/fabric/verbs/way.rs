@@ -127,6 +127,7 @@ pub(super) struct Way {
     pub(super) until: u64,
     slot: u8,
     pub(super) generation: u64,
+    /// Whether atomics must not be overtaken either.
     fenced: bool,
     depth: usize,
 
@@ -138,7 +139,7 @@ pub(super) struct Way {
     posted: VecDeque<Posted>,
     /// Number of the first request in `posted`.
     first_posted: u64,
-    /// Whether a READ or atomic may be under way that a WRITE or atomic must not overtake.
+    /// Whether a READ (or atomic) may be under way that a WRITE or atomic must not overtake.
     unfenced: bool,
 
     keys: HashMap<Chunk, u32>,
@@ -547,7 +548,7 @@ impl Way {
         entry.under_way += 1;
         let last = out + piece == len && verb + 1 == verbs.len();
         self.next = (number, verb, out + piece);
-        let overtakes = self.fenced && self.unfenced && !matches!(work, Work::Read(_));
+        let overtakes = self.unfenced && !matches!(work, Work::Read(_));
         self.add(Some(number), work, staged, take, overtakes);
         if last {
             self.qp.signal();
@@ -561,7 +562,11 @@ impl Way {
         self.qp.add(id, work, self.buffers.local(staged), fenced);
         self.posted.push_back(Posted { entry, take, staged });
         match work {
-            Work::Read(_) | Work::CompareSwap(..) | Work::FetchAdd(..) => self.unfenced = true,
+            Work::Read(_) => self.unfenced = true,
+            // What is fenced goes when those before it are complete.
+            Work::CompareSwap(..) | Work::FetchAdd(..) => {
+                self.unfenced = self.fenced || self.unfenced && !fenced;
+            }
             Work::Write(_) if fenced => self.unfenced = false,
             Work::Write(_) | Work::Send => {}
         }
