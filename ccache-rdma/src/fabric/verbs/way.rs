@@ -14,7 +14,7 @@ use super::queue_pair::{QueuePair, Remote, Work};
 use super::wire::{Chunk, MAX_KEYS, Message};
 use crate::fabric::{Address, FabricError, FabricEvent, Outcome, Token, Verb};
 use crate::layout::control;
-use clustix_pd::metrics;
+use clustix_pd::{exec, metrics};
 use std::collections::{HashMap, HashSet, VecDeque};
 use std::io;
 use std::rc::Rc;
@@ -130,6 +130,10 @@ pub(super) struct Way {
     /// Whether atomics must not be overtaken either.
     fenced: bool,
     depth: usize,
+    /// When the peer last answered, or was first asked since, `CLOCK_MONOTONIC` ns.
+    heard: u64,
+    /// How long it may be silent before nothing new is asked, ns.
+    silence: u64,
 
     entries: VecDeque<Entry>,
     /// Number of the first entry.
@@ -199,6 +203,7 @@ impl Way {
         slot: u8,
         generation: u64,
         fenced: bool,
+        patience: Patience,
         connection: Option<Connection>,
     ) -> io::Result<Way> {
         let loopback = connection.is_none();
@@ -216,6 +221,8 @@ impl Way {
             generation,
             fenced,
             depth: device.depth as usize,
+            heard: 0,
+            silence: patience.silence(),
             entries: VecDeque::new(),
             first: 0,
             next: (0, 0, 0),
@@ -376,7 +383,7 @@ impl Way {
         {
             return Err(FabricError::Busy);
         }
-        let at_once = !self.waiting() && self.control.is_empty();
+        let at_once = !self.waiting() && self.control.is_empty() && !self.is_silent();
         self.entries.push_back(Entry {
             what: What::Message(Message::Plain(bytes.to_vec()).encode()),
             outcomes: Vec::new(),
@@ -418,7 +425,7 @@ impl Way {
     /// # Errors
     /// The device refuses.
     pub(super) fn push(&mut self, memory: &mut Memory) -> io::Result<()> {
-        if self.state != State::Open {
+        if self.state != State::Open || self.is_silent() {
             return Ok(());
         }
         if self.connection.is_none() {
@@ -556,7 +563,15 @@ impl Way {
         true
     }
 
+    /// Whether the peer leaves requests unanswered for so long that the device shall decide about it.
+    fn is_silent(&self) -> bool {
+        !self.posted.is_empty() && exec::now_ns().saturating_sub(self.heard) > self.silence
+    }
+
     fn add(&mut self, entry: Option<u64>, work: Work, staged: Staged, take: Take, fenced: bool) {
+        if self.posted.is_empty() {
+            self.heard = exec::now_ns();
+        }
         let number = self.first_posted + self.posted.len() as u64;
         let id = self.id(Which::Request(number)).encode();
         self.qp.add(id, work, self.buffers.local(staged), fenced);
@@ -580,6 +595,7 @@ impl Way {
         if count > self.posted.len() as u64 {
             return;
         }
+        self.heard = exec::now_ns();
         for p in self.posted.drain(..count as usize) {
             self.first_posted += 1;
             let entry =
