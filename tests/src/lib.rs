@@ -13,6 +13,7 @@ pub mod data;
 pub mod leftover;
 pub mod program;
 pub mod random;
+pub mod registers;
 pub mod terminal;
 
 pub use cluster::Cluster;

@@ -43,7 +43,7 @@ impl Machines {
     }
 
     fn up(&self, nodes: &str) -> Command {
-        self.command(&["up", "--nodes", nodes, "--program", &self.clustix])
+        self.command(&["up", "--bare", "--nodes", nodes, "--program", &self.clustix])
     }
 
     fn run(&self, args: &[&str]) -> Result<Output> {
