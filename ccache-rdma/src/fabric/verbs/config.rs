@@ -3,8 +3,8 @@
 use serde::{Deserialize, Serialize};
 use std::net::SocketAddr;
 
-/// How long a queue pair tries before it gives its peer up. A dead peer is noticed after about
-/// 4 µs × 2^`ack_timeout` × (`retry_count` + 1), times two or three on soft-RoCE.
+/// How long a queue pair tries before it gives its peer up: a dead machine is noticed about
+/// 4 µs × 2^`ack_timeout` × (`retry_count` + 3) after its last answer, a dead process at once.
 #[derive(Clone, Copy, PartialEq, Eq, Debug, Serialize, Deserialize)]
 pub struct Patience {
     /// Local ACK timeout, as the exponent of the InfiniBand specification (9.7.6.1.3), 1 to 31.
@@ -25,6 +25,13 @@ impl Patience {
     /// Real devices, one switch between them.
     pub const HOSTS: Patience =
         Patience { ack_timeout: 12, retry_count: 6, rnr_timer: 12, rnr_retry: 6 };
+
+    /// The time after which nothing new is posted while nothing is answered, ns. Each request that is
+    /// posted puts rxe's time-out off (its sender task runs the completer, which sets the timer anew):
+    /// heartbeats alone would keep a dead peer's queue pair alive until its queue is full.
+    pub(super) fn silence(self) -> u64 {
+        2 * (4_096 << self.ack_timeout)
+    }
 
     /// The same, within what the fields allow.
     pub(super) fn bounded(self) -> Patience {
@@ -48,9 +55,10 @@ pub struct VerbsConfig {
     pub token: u64,
     /// How long queue pairs try.
     pub patience: Patience,
-    /// Whether a WRITE or atomic waits for the READs and atomics before it on its queue pair, as
-    /// the specification asks of those who need them in order (table 76); `None`: only where the
-    /// device's responder may take them out of order.
+    /// Whether a WRITE or atomic waits for the atomics before it on its queue pair, as the
+    /// specification asks of those who need them in order (table 76); `None`: unless the device's
+    /// responder is known to finish each before it begins the next. For READs it always waits: one
+    /// whose answer was lost is done again, and would see what was written since.
     pub fence: Option<bool>,
 }
 

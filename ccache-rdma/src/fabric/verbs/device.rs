@@ -12,7 +12,8 @@ use std::io;
 use std::os::fd::BorrowedFd;
 use std::ptr::null_mut;
 
-/// rxe's vendor number (RXE_VENDOR_ID of the kernel's rxe_param.h).
+/// rxe's vendor number (RXE_VENDOR_ID of the kernel's rxe_param.h). Its responder takes one request
+/// packet after the other, and answers a repeated atomic with what it answered before.
 const RXE: u32 = 0x00ff_ffff;
 /// READs and atomics under way on a queue pair at once, each way: more gains nothing.
 const RD_ATOMIC: i32 = 16;
@@ -42,8 +43,8 @@ pub(super) struct Device {
     pub(super) port: u8,
     /// READs and atomics that a queue pair may have under way.
     pub(super) rd_atomic: u8,
-    /// Whether its responder finishes one READ or atomic before it begins what comes after.
-    pub(super) in_order: bool,
+    /// Whether its responder finishes one atomic before it begins what comes after.
+    pub(super) atomics_in_order: bool,
     /// Work requests that a queue pair can hold.
     pub(super) depth: u32,
     /// GID and its index, for a queue pair that is connected on this device.
@@ -88,7 +89,7 @@ impl Device {
             context,
             port,
             rd_atomic: rd_atomic.clamp(1, 255) as u8,
-            in_order: attributes.vendor_id == RXE,
+            atomics_in_order: attributes.vendor_id == RXE,
             depth: super::DEPTH.min(attributes.max_qp_wr.max(1) as u32),
             own_gid: None,
             _listener: listener,

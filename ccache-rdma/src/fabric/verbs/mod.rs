@@ -138,7 +138,7 @@ impl VerbsFabric {
             })?;
         }
         let alone = std::thread::available_parallelism().is_ok_and(|n| n.get() == 1);
-        let fenced = config.fence.unwrap_or(!device.in_order);
+        let fenced = config.fence.unwrap_or(!device.atomics_in_order);
         let mut fabric = VerbsFabric {
             slot,
             incarnation,
@@ -179,8 +179,10 @@ impl VerbsFabric {
 
     fn loop_back(&mut self) -> io::Result<()> {
         self.generation += 1;
-        let mut way = Way::new(&self.device, self.slot, self.generation, self.fenced, None)?;
-        way.join(0, self.config.patience)?;
+        let patience = self.config.patience;
+        let mut way =
+            Way::new(&self.device, self.slot, self.generation, self.fenced, patience, None)?;
+        way.join(0, patience)?;
         way.state = State::Open;
         self.peers[usize::from(self.slot)].way = Some(way);
         Ok(())
@@ -396,7 +398,9 @@ impl VerbsFabric {
 
     fn way_to(&mut self, slot: u8, incarnation: u64, over: Connection) -> io::Result<Way> {
         self.generation += 1;
-        let mut way = Way::new(&self.device, slot, self.generation, self.fenced, Some(over))?;
+        let patience = self.config.patience;
+        let mut way =
+            Way::new(&self.device, slot, self.generation, self.fenced, patience, Some(over))?;
         way.incarnation = incarnation;
         way.until = exec::now_ns() + PATIENCE;
         way.prepare()?;

@@ -14,7 +14,7 @@ use super::queue_pair::{QueuePair, Remote, Work};
 use super::wire::{Chunk, MAX_KEYS, Message};
 use crate::fabric::{Address, FabricError, FabricEvent, Outcome, Token, Verb};
 use crate::layout::control;
-use clustix_pd::metrics;
+use clustix_pd::{exec, metrics};
 use std::collections::{HashMap, HashSet, VecDeque};
 use std::io;
 use std::rc::Rc;
@@ -127,8 +127,13 @@ pub(super) struct Way {
     pub(super) until: u64,
     slot: u8,
     pub(super) generation: u64,
+    /// Whether atomics must not be overtaken either.
     fenced: bool,
     depth: usize,
+    /// When the peer last answered, or was first asked since, `CLOCK_MONOTONIC` ns.
+    heard: u64,
+    /// How long it may be silent before nothing new is asked, ns.
+    silence: u64,
 
     entries: VecDeque<Entry>,
     /// Number of the first entry.
@@ -138,7 +143,7 @@ pub(super) struct Way {
     posted: VecDeque<Posted>,
     /// Number of the first request in `posted`.
     first_posted: u64,
-    /// Whether a READ or atomic may be under way that a WRITE or atomic must not overtake.
+    /// Whether a READ (or atomic) may be under way that a WRITE or atomic must not overtake.
     unfenced: bool,
 
     keys: HashMap<Chunk, u32>,
@@ -198,6 +203,7 @@ impl Way {
         slot: u8,
         generation: u64,
         fenced: bool,
+        patience: Patience,
         connection: Option<Connection>,
     ) -> io::Result<Way> {
         let loopback = connection.is_none();
@@ -215,6 +221,8 @@ impl Way {
             generation,
             fenced,
             depth: device.depth as usize,
+            heard: 0,
+            silence: patience.silence(),
             entries: VecDeque::new(),
             first: 0,
             next: (0, 0, 0),
@@ -375,7 +383,7 @@ impl Way {
         {
             return Err(FabricError::Busy);
         }
-        let at_once = !self.waiting() && self.control.is_empty();
+        let at_once = !self.waiting() && self.control.is_empty() && !self.is_silent();
         self.entries.push_back(Entry {
             what: What::Message(Message::Plain(bytes.to_vec()).encode()),
             outcomes: Vec::new(),
@@ -417,7 +425,7 @@ impl Way {
     /// # Errors
     /// The device refuses.
     pub(super) fn push(&mut self, memory: &mut Memory) -> io::Result<()> {
-        if self.state != State::Open {
+        if self.state != State::Open || self.is_silent() {
             return Ok(());
         }
         if self.connection.is_none() {
@@ -547,7 +555,7 @@ impl Way {
         entry.under_way += 1;
         let last = out + piece == len && verb + 1 == verbs.len();
         self.next = (number, verb, out + piece);
-        let overtakes = self.fenced && self.unfenced && !matches!(work, Work::Read(_));
+        let overtakes = self.unfenced && !matches!(work, Work::Read(_));
         self.add(Some(number), work, staged, take, overtakes);
         if last {
             self.qp.signal();
@@ -555,13 +563,25 @@ impl Way {
         true
     }
 
+    /// Whether the peer leaves requests unanswered for so long that the device shall decide about it.
+    fn is_silent(&self) -> bool {
+        !self.posted.is_empty() && exec::now_ns().saturating_sub(self.heard) > self.silence
+    }
+
     fn add(&mut self, entry: Option<u64>, work: Work, staged: Staged, take: Take, fenced: bool) {
+        if self.posted.is_empty() {
+            self.heard = exec::now_ns();
+        }
         let number = self.first_posted + self.posted.len() as u64;
         let id = self.id(Which::Request(number)).encode();
         self.qp.add(id, work, self.buffers.local(staged), fenced);
         self.posted.push_back(Posted { entry, take, staged });
         match work {
-            Work::Read(_) | Work::CompareSwap(..) | Work::FetchAdd(..) => self.unfenced = true,
+            Work::Read(_) => self.unfenced = true,
+            // What is fenced goes when those before it are complete.
+            Work::CompareSwap(..) | Work::FetchAdd(..) => {
+                self.unfenced = self.fenced || self.unfenced && !fenced;
+            }
             Work::Write(_) if fenced => self.unfenced = false,
             Work::Write(_) | Work::Send => {}
         }
@@ -575,6 +595,7 @@ impl Way {
         if count > self.posted.len() as u64 {
             return;
         }
+        self.heard = exec::now_ns();
         for p in self.posted.drain(..count as usize) {
             self.first_posted += 1;
             let entry =
