@@ -11,6 +11,7 @@
 pub mod cluster;
 pub mod data;
 pub mod leftover;
+pub mod machines;
 pub mod program;
 pub mod random;
 pub mod registers;
