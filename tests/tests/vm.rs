@@ -40,6 +40,21 @@ fn runs_programs(m: &Machines) -> Result<()> {
     Ok(())
 }
 
+/// The agent is the program that sets hosts up: it takes the device away and makes it again.
+fn sets_a_host_up(m: &Machines) -> Result<()> {
+    let host = |args: &[&str]| {
+        m.run(&[&["run", "--node", "3", "--", "agent", "host", "--netdev"], args].concat())
+    };
+    ensure!(host(&["eth7"])?.errors().contains("eth7"));
+    ensure!(host(&["eth0"])?.ok()?.text().contains("there already"));
+    host(&["eth0", "--undo"])?.ok()?;
+    ensure!(host(&["eth0", "--undo"])?.status == 1);
+    let made = host(&["eth0"])?.ok()?.text();
+    ensure!(made.contains("rxe_eth0 is active") && made.contains("10.77.0.3"), "{made}");
+    m.ok(&["ping", "1", "3"])?;
+    Ok(())
+}
+
 fn loses_a_node(m: &Machines) -> Result<()> {
     let held =
         Lines::start(m.command(&["run", "--node", "2", "--", "sh", "-c", "echo on; sleep 1000"]))?;
@@ -112,6 +127,7 @@ fn machines_with_rdma() -> Result<()> {
     print!("{pairs}");
     ensure!(pairs.lines().filter(|l| l.contains("verified")).count() == 3, "{pairs}");
     runs_programs(&m)?;
+    sets_a_host_up(&m)?;
     loses_a_node(&m)?;
     pauses_a_node(&m)?;
     cuts_a_node(&m)?;
