@@ -1,0 +1,65 @@
+//! Known bugs, each dropping one of the protocol's rules, with the workload that finds it. Those
+//! that the product's engine can be built with have the same names there (`engine/bugs.rs`).
+//!
+//! Not here, since a half, a record or a header lands as a whole in the model, and a slot keeps its
+//! name: `record-unchecked` (a torn record), version at both ends instead of a checksum, floors and
+//! the binding of slots. The simulator cuts verbs into packets, and moves names.
+
+/// A rule that the modelled nodes do not keep.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub enum Bug {
+    /// Rule 2: one bit for each sharer instead of a count.
+    SingleBits,
+    /// Rule 2: counts are added to without regard to how many their bits hold.
+    UnboundedCounts,
+    /// Rule 7: a kept word is taken from its live holder.
+    StealKept,
+    /// Rule 3: what was read while W = 1 is accepted and cached.
+    ReadWhileWriting,
+    /// Rule 2: the validity counter is read after the chain was posted.
+    CounterAfterPosting,
+    /// Rule 10: a write is acknowledged before its last completion.
+    EarlyAcknowledgement,
+    /// Rules 4 and 10: the lease is checked on hits only.
+    LeaseOnHitsOnly,
+    /// Rule 13: nobody waits for the lease of the evicted.
+    NoLeaseWait,
+    /// Rule 13: one survivor does not revoke the evicted.
+    PartialRevoke,
+    /// Rule 16: a survivor confirms while verbs of its own are under way.
+    NoDrain,
+    /// Rule 14: the sharer counts of the dead are cleared under live writers.
+    CountsCleared,
+    /// Rule 16: caches are kept when the primary died.
+    CachesKept,
+    /// Rule 9: the put of a kept object is posted without setting W.
+    NoBegin,
+    /// Rule 11: an end clears all counts, also those that came after what it saw.
+    EndClearsCounts,
+    /// Rule 12: the copy of a word given back is published by the counter as it is afterwards.
+    PublishedAfterGiveBack,
+    /// Rule 17: what was posted is run again after a view change.
+    PostedRunAgain,
+    /// Rule 20: a transaction has no record.
+    NoRecord,
+    /// Rule 20: the record stands on one replica only.
+    OneRecord,
+    /// Rule 20: halves are written before the record stands.
+    HalvesBeforeRecord,
+    /// Rule 21: a transaction's ends go out before its halves stand.
+    EndsBeforeApplies,
+    /// Rule 22: a record is replayed whatever version its objects have.
+    ReplayWithoutVersions,
+    /// Rule 22: only records of the dead are replayed.
+    ReplayOnlyTheDead,
+    /// Rule 22: a record is replayed that stands on one survivor alone.
+    ReplayFromOneRecord,
+    /// Rule 29: what a transaction read is not read again under the last word.
+    ReadsUnchecked,
+    /// Rule 32: the copier copies although it did not get the word.
+    CopierIgnoresSwap,
+    /// Rule 32: the copier leaves what a write that came to nothing left in the new copy.
+    LeftoverHalf,
+    /// Rule 6: a new incarnation takes its counts for those of a first one.
+    CountsForgotten,
+}
