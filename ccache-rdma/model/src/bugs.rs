@@ -60,6 +60,8 @@ pub enum Bug {
     CopierIgnoresSwap,
     /// Rule 32: the copier leaves what a write that came to nothing left in the new copy.
     LeftoverHalf,
+    /// Rule 42: a next view makes a node forget what the change that it interrupts was about.
+    ChangeForgotten,
     /// Rule 6: a new incarnation takes its counts for those of a first one.
     CountsForgotten,
 }

@@ -92,7 +92,7 @@ impl Cluster {
                         self.begin_write(s, node, Call::Both(value), value, keep)
                     }
                     // Nothing was read: nothing is written.
-                    Task::Copy => {
+                    Task::CopyFirst => {
                         self.begin_write(s, node, Call::Copy, 0, false);
                         true
                     }
@@ -166,8 +166,16 @@ impl Cluster {
         view.filling = view.filling.with(d);
         view.incarnation[usize::from(d)] += 1;
         self.decide(s, view);
+        // What the slot's last node was sent fails with it.
+        for src in 0..NODES as u8 {
+            if s.net.iter().any(|f| f.dst == d && f.src == src && f.verb.is_waited()) {
+                s.node_mut(src).op = Op::Stuck;
+            }
+        }
+        s.net.retain(|f| f.src != d && f.dst != d);
         *s.node_mut(d) = Node {
             first: false,
+            revoked: (0..NODES as u8).filter(|n| !view.members.contains(*n)).collect(),
             epoch: s.epoch,
             settled: None,
             phase: Phase::Installed,

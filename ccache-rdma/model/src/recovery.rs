@@ -24,33 +24,37 @@ impl Cluster {
         if !s.view().members.contains(node) {
             return false;
         }
+        let n = s.node(node);
+        let (old, new) = (s.views[next - 1], s.views[next]);
+        let stays = |d: &u8| {
+            let i = usize::from(*d);
+            new.members.contains(*d) && new.incarnation[i] == old.incarnation[i]
+        };
+        let mut gone: Slots = old.members.iter().filter(|d| !stays(d)).collect();
+        let mut affected = std::array::from_fn(|o| old.primary[o] != new.primary[o]);
+        if n.phase != Phase::Settled && !self.has(Bug::ChangeForgotten) {
+            gone = gone.union(n.gone);
+            affected = std::array::from_fn(|o| affected[o] || n.affected[o]);
+        }
         let n = s.node_mut(node);
-        n.epoch += 1;
-        n.phase = Phase::Installed;
+        (n.epoch, n.phase) = (n.epoch + 1, Phase::Installed);
+        (n.gone, n.affected) = (gone, affected);
         true
     }
 
-    /// Nodes that have gone since those who settled last did (rule 42).
-    fn union_of_gone(&self, s: &State, node: u8) -> Slots {
-        let now = s.view_of(node);
-        let last = now.members.iter().filter_map(|m| s.node(m).settled).max().unwrap_or(0);
-        let then = &s.views[usize::from(last)];
-        let same = |d: &u8| then.incarnation[usize::from(*d)] == now.incarnation[usize::from(*d)];
-        then.members.iter().filter(|d| !(now.members.contains(*d) && same(d))).collect()
-    }
-
-    /// Objects whose primary has changed since any member last settled.
-    fn union_of_affected(&self, s: &State, node: u8) -> [bool; OBJECTS] {
-        let n = s.node(node);
-        let settled = s.view_of(node).members.iter().filter_map(|m| s.node(m).settled);
-        let first = settled.min().unwrap_or(n.epoch);
-        let mut changed = [false; OBJECTS];
-        for e in usize::from(first)..usize::from(n.epoch) {
-            for (o, changed) in changed.iter_mut().enumerate() {
-                *changed |= s.views[e].primary[o] != s.views[e + 1].primary[o];
+    /// Rule 42: what changed since those who settled last did, by their account, is gone; objects whose
+    /// primary changed since any member settled are affected.
+    fn unite(&self, s: &State, node: u8) -> (Slots, [bool; OBJECTS]) {
+        let (mut gone, mut affected) = (Slots::NONE, [false; OBJECTS]);
+        let members = s.view_of(node).members;
+        let last = members.iter().map(|m| s.node(m).settled).max().flatten();
+        for m in members.iter().map(|m| s.node(m)) {
+            if m.settled == last {
+                gone = gone.union(m.gone);
             }
+            affected = std::array::from_fn(|o| affected[o] || m.affected[o]);
         }
-        changed
+        (gone, affected)
     }
 
     fn all_said(&self, s: &State, node: u8, phase: Phase) -> bool {
@@ -189,7 +193,7 @@ impl Cluster {
 
     /// Rule 16: what a survivor forgets.
     fn drop_affected(&self, s: &mut State, node: u8) {
-        let (gone, affected) = (self.union_of_gone(s, node), self.union_of_affected(s, node));
+        let (gone, affected) = self.unite(s, node);
         (s.node_mut(node).gone, s.node_mut(node).affected) = (gone, affected);
         if self.has(Bug::CountsCleared) {
             for d in gone.iter() {

@@ -239,7 +239,7 @@ pub struct Node {
     pub settled: Option<u8>,
     /// Where it stands in that.
     pub phase: Phase,
-    /// By all members' account, while they change to that view: whose nodes are gone,
+    /// Since it settled, by its account, then by all members': whose nodes are gone,
     pub gone: Slots,
     /// and which objects have another primary.
     pub affected: [bool; OBJECTS],

@@ -19,7 +19,7 @@ pub enum Task {
     /// The same, and keep the words.
     KeepBoth,
     /// In a transaction: read object 0, write object 1.
-    Copy,
+    CopyFirst,
 }
 
 /// A workload.
@@ -63,39 +63,192 @@ const NONE: Workload = Workload {
     collisions: 0,
 };
 
-use Task::{Both, Get, Keep, Put};
+use Task::{Both, CopyFirst, Get, Keep, KeepBoth, Put, Remove};
+
+const ANY: Slots = Slots(0b111);
 
 /// All of them.
 pub const ALL: &[Workload] = &[
     Workload {
-        name: "put-get",
-        tasks: [&[Put(0)], &[Put(0)], &[Get(0), Get(0)]],
-        cached: &[(2, 0)],
+        name: "puts-and-gets",
+        tasks: [&[Put(0), Get(0)], &[Put(0)], &[Get(0), Get(0), Put(0)]],
+        cached: &[(1, 0), (2, 0)],
         ..NONE
     },
+    // Node 2 has no copy: it reads the primary's halves.
     Workload {
         name: "remote-halves",
-        tasks: [&[Put(0)], &[Get(0)], &[Get(0), Put(0)]],
+        tasks: [&[Put(0)], &[Get(0), Put(0)], &[Get(0), Get(0), Put(0)]],
         replicas: Slots(0b011),
         ..NONE
     },
     Workload {
         name: "kept",
-        tasks: [&[Get(0)], &[Keep(0), Keep(0)], &[Put(0)]],
+        tasks: [&[Get(0), Put(0)], &[Keep(0), Keep(0)], &[Get(0), Keep(0)]],
         ..NONE
     },
     Workload {
-        name: "put-crash",
-        tasks: [&[], &[Put(0)], &[Get(0), Put(0)]],
+        name: "many-reads",
+        tasks: [&[Put(0)], &[Get(0), Get(0), Get(0), Get(0)], &[]],
+        collisions: 3,
+        ..NONE
+    },
+    Workload {
+        name: "remove",
+        tasks: [&[Remove(0), Get(0)], &[Put(0)], &[Get(0), Remove(0)]],
+        cached: &[(1, 0), (2, 0)],
+        ..NONE
+    },
+    Workload {
+        name: "put-death",
+        tasks: [&[Get(0)], &[Put(0)], &[Get(0), Put(0)]],
         cached: &[(0, 0)],
         faults: 1,
-        mortals: Slots(0b111),
+        mortals: ANY,
+        ..NONE
+    },
+    Workload {
+        name: "put-suspicion",
+        tasks: [&[Get(0)], &[Put(0)], &[Get(0), Put(0)]],
+        cached: &[(0, 0)],
+        faults: 1,
+        suspects: ANY,
+        ..NONE
+    },
+    Workload {
+        name: "primary-puts-death",
+        tasks: [&[Put(0), Put(0)], &[Get(0)], &[Put(0)]],
+        cached: &[(2, 0)],
+        faults: 1,
+        mortals: ANY,
+        suspects: ANY,
+        ..NONE
+    },
+    Workload {
+        name: "kept-death",
+        tasks: [&[], &[Keep(0), Keep(0)], &[Get(0), Put(0)]],
+        faults: 1,
+        mortals: ANY,
+        suspects: ANY,
+        ..NONE
+    },
+    Workload {
+        name: "remove-death",
+        tasks: [&[Get(0)], &[Remove(0), Put(0)], &[Get(0)]],
+        faults: 1,
+        mortals: ANY,
+        suspects: ANY,
+        ..NONE
+    },
+    Workload {
+        name: "two-deaths",
+        tasks: [&[], &[Put(0)], &[Get(0), Get(0)]],
+        cached: &[(0, 0)],
+        faults: 2,
+        mortals: ANY,
         ..NONE
     },
     Workload {
         name: "transactions",
-        tasks: [&[], &[Both], &[Both]],
+        tasks: [&[Get(0), Get(1)], &[Both], &[Both]],
         primary: [0, 1],
+        cached: &[(0, 1)],
+        ..NONE
+    },
+    Workload {
+        name: "transaction-and-puts",
+        tasks: [&[Put(1), Get(0)], &[Both], &[Get(1), Get(0)]],
+        primary: [0, 1],
+        ..NONE
+    },
+    Workload {
+        name: "copy",
+        tasks: [&[Put(0)], &[CopyFirst], &[Get(1), Get(0)]],
+        primary: [0, 1],
+        cached: &[(1, 0)],
+        ..NONE
+    },
+    Workload {
+        name: "kept-transactions",
+        tasks: [&[Put(0)], &[KeepBoth, Keep(1), Both], &[Get(1)]],
+        primary: [0, 1],
+        ..NONE
+    },
+    Workload {
+        name: "transaction-death",
+        tasks: [&[], &[Both], &[Get(0), Get(1)]],
+        primary: [0, 1],
+        faults: 1,
+        mortals: ANY,
+        ..NONE
+    },
+    Workload {
+        name: "transaction-suspicion",
+        tasks: [&[], &[Both], &[Get(0), Get(1)]],
+        primary: [0, 1],
+        faults: 1,
+        suspects: ANY,
+        ..NONE
+    },
+    Workload {
+        name: "two-transactions-death",
+        tasks: [&[], &[Both], &[Both]],
+        primary: [0, 2],
+        faults: 1,
+        mortals: ANY,
+        suspects: ANY,
+        ..NONE
+    },
+    Workload {
+        name: "transaction-put-death",
+        tasks: [&[], &[Both], &[Put(1)]],
+        primary: [0, 1],
+        faults: 1,
+        mortals: ANY,
+        suspects: ANY,
+        ..NONE
+    },
+    Workload {
+        name: "kept-transaction-death",
+        tasks: [&[], &[KeepBoth, Both], &[Get(0)]],
+        primary: [0, 1],
+        faults: 1,
+        mortals: ANY,
+        ..NONE
+    },
+    Workload {
+        name: "copy-death",
+        tasks: [&[Put(0)], &[CopyFirst], &[Get(1)]],
+        primary: [2, 0],
+        cached: &[(1, 0)],
+        faults: 1,
+        mortals: ANY,
+        ..NONE
+    },
+    Workload {
+        name: "transaction-two-deaths",
+        tasks: [&[], &[Both], &[]],
+        primary: [0, 1],
+        faults: 2,
+        mortals: ANY,
+        ..NONE
+    },
+    Workload {
+        name: "return",
+        tasks: [&[], &[Put(0)], &[]],
+        back: &[Get(0)],
+        faults: 1,
+        mortals: Slots(0b001),
+        returns: 1,
+        ..NONE
+    },
+    Workload {
+        name: "return-death",
+        tasks: [&[], &[Put(0)], &[]],
+        back: &[],
+        faults: 2,
+        mortals: Slots(0b101),
+        returns: 1,
         ..NONE
     },
 ];

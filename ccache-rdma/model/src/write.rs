@@ -153,7 +153,7 @@ impl Cluster {
                 if w.items.iter().flatten().all(|i| !i.settled) {
                     self.post_bumps(s, node, &w);
                 }
-                if s.is_answered(node) {
+                if s.is_answered(node) && matches!(s.node(node).op, Op::Write(_)) {
                     return self.step_write(s, node, w);
                 }
             }
@@ -331,8 +331,12 @@ impl Cluster {
     /// Whether a node has reason to give a word back, and may.
     pub fn may_give_back(&self, s: &State, node: u8, o: u8) -> bool {
         let n = s.node(node);
-        let writes = |op: Op| matches!(op, Op::Write(w) if w.items[usize::from(o)].is_some_and(|i| i.owned));
-        n.up && n.kept[usize::from(o)].is_some() && !writes(n.op) && self.wants(s, node, o)
+        let begun = match n.op {
+            Op::Write(w) => w.items[usize::from(o)].is_some_and(|i| i.owned),
+            Op::Stuck => true,
+            _ => false,
+        };
+        n.up && n.kept[usize::from(o)].is_some() && !begun && self.wants(s, node, o)
     }
 
     /// Whether anybody asks `node` for an object's word.
