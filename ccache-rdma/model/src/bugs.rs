@@ -34,8 +34,6 @@ pub enum Bug {
     CachesKept,
     /// Rule 9: the put of a kept object is posted without setting W.
     NoBegin,
-    /// Rule 11: an end clears all counts, also those that came after what it saw.
-    EndClearsCounts,
     /// Rule 12: the copy of a word given back is published by the counter as it is afterwards.
     PublishedAfterGiveBack,
     /// Rule 17: what was posted is run again after a view change.
@@ -65,3 +63,48 @@ pub enum Bug {
     /// Rule 6: a new incarnation takes its counts for those of a first one.
     CountsForgotten,
 }
+
+/// A bug, its name on the command line, and the workload that finds it.
+pub struct Known {
+    /// The name.
+    pub name: &'static str,
+    /// What is broken.
+    pub bug: Bug,
+    /// By [`crate::workloads::Workload::name`].
+    pub workload: &'static str,
+}
+
+const fn known(name: &'static str, bug: Bug, workload: &'static str) -> Known {
+    Known { name, bug, workload }
+}
+
+/// All of them.
+pub const ALL: &[Known] = &[
+    known("single-bits", Bug::SingleBits, "many-reads"),
+    known("unbounded-counts", Bug::UnboundedCounts, "many-reads"),
+    known("steal-kept", Bug::StealKept, "kept"),
+    known("read-while-writing", Bug::ReadWhileWriting, "puts-and-gets"),
+    known("counter-after-posting", Bug::CounterAfterPosting, "puts-and-gets"),
+    known("early-acknowledgement", Bug::EarlyAcknowledgement, "puts-and-gets"),
+    known("lease-on-hits-only", Bug::LeaseOnHitsOnly, "put-suspicion"),
+    known("no-lease-wait", Bug::NoLeaseWait, "kept-death"),
+    known("partial-revoke", Bug::PartialRevoke, "kept-death"),
+    known("no-drain", Bug::NoDrain, "kept-transaction-death"),
+    known("counts-cleared", Bug::CountsCleared, "kept-death"),
+    known("caches-kept", Bug::CachesKept, "kept-death"),
+    known("no-begin", Bug::NoBegin, "kept"),
+    known("published-after-give-back", Bug::PublishedAfterGiveBack, "kept"),
+    known("posted-run-again", Bug::PostedRunAgain, "two-transactions-death"),
+    known("no-record", Bug::NoRecord, "two-transactions-death"),
+    known("one-record", Bug::OneRecord, "two-transactions-death"),
+    known("halves-before-record", Bug::HalvesBeforeRecord, "transaction-death"),
+    known("ends-before-applies", Bug::EndsBeforeApplies, "transaction-death"),
+    known("replay-without-versions", Bug::ReplayWithoutVersions, "old-record"),
+    known("replay-only-the-dead", Bug::ReplayOnlyTheDead, "transaction-rehome"),
+    known("replay-from-one-record", Bug::ReplayFromOneRecord, "transaction-two-deaths"),
+    known("reads-unchecked", Bug::ReadsUnchecked, "copy"),
+    known("copier-ignores-swap", Bug::CopierIgnoresSwap, "kept-return"),
+    known("leftover-half", Bug::LeftoverHalf, "return-death"),
+    known("change-forgotten", Bug::ChangeForgotten, "two-deaths"),
+    known("counts-forgotten", Bug::CountsForgotten, "return-counts"),
+];

@@ -1,7 +1,9 @@
 //! Runs a workload through stateright, and says what came of it.
 
+use crate::bugs::Known;
 use crate::cluster::{Cluster, Step};
 use crate::state::State;
+use crate::workloads;
 use stateright::{Checker, HasDiscoveries, Model, Path};
 use std::time::{Duration, Instant};
 
@@ -17,6 +19,12 @@ pub struct Outcome {
     pub took: Duration,
     /// The property that does not hold, and how.
     pub failure: Option<(&'static str, Path<State, Step>)>,
+}
+
+/// A bug on the workload that is to catch it.
+pub fn with(known: &Known) -> Option<Cluster> {
+    let workload = *workloads::ALL.iter().find(|w| w.name == known.workload)?;
+    Some(Cluster { workload, bug: Some(known.bug) })
 }
 
 /// Tries every schedule, or stops at the first that breaks a property.

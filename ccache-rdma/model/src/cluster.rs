@@ -12,8 +12,8 @@ use clustix_ccache::view::Slots;
 use clustix_ccache::word::Word;
 use stateright::{Model, Property};
 
-/// What every object is at first.
-pub const INITIAL: u8 = 100;
+/// What the objects are at first.
+const INITIAL: [u8; OBJECTS] = [100, 101];
 
 /// A workload, and the known bug that is put back for it.
 #[derive(Clone, Copy, Debug)]
@@ -45,6 +45,8 @@ pub enum Step {
     Install(u8),
     /// A member's next step in changing to it.
     Recover(u8),
+    /// A view gives an object another primary, and nothing else.
+    Rehome(u8, u8),
     /// A slot's next incarnation joins.
     Join(u8),
     /// A primary's copier goes on.
@@ -213,7 +215,10 @@ impl Cluster {
     }
 
     fn node(&self, replica: bool) -> Node {
-        let half = Half { version: u8::from(replica), value: INITIAL * u8::from(replica) };
+        let half = |o: usize| match replica {
+            true => [Half::default(), Half { version: 1, value: INITIAL[o] }],
+            false => [Half::default(); 2],
+        };
         Node {
             up: true,
             lease: true,
@@ -225,7 +230,7 @@ impl Cluster {
             affected: [false; OBJECTS],
             revoked: Slots::NONE,
             word: [Word(0); OBJECTS],
-            half: [[Half::default(), half]; OBJECTS],
+            half: std::array::from_fn(half),
             record: [None; NODES],
             copy: [None; OBJECTS],
             kept: [None; OBJECTS],
@@ -306,12 +311,13 @@ impl Model for Cluster {
             epoch: 0,
             faults: w.faults,
             returns: w.returns,
+            rehomes: w.rehomes,
             collisions: w.collisions,
             acked: [1; OBJECTS],
             seen: [1; OBJECTS],
             committed: [[0; VERSIONS]; OBJECTS],
             wrong: None,
-            history: History::new(Store([INITIAL; OBJECTS])),
+            history: History::new(Store(INITIAL)),
         };
         for o in 0..OBJECTS {
             let word = Cluster::idle_word(1);
@@ -331,12 +337,18 @@ impl Model for Cluster {
             return;
         }
         self.progress(s, steps);
+        let w = &self.workload;
         for node in 0..NODES as u8 {
             if s.node(node).up && self.may_evict(s, node) {
                 steps.push(Step::Evict(node));
             }
             if self.may_crash(s, node) {
                 steps.push(Step::Crash(node));
+            }
+            let more = usize::from(s.epoch) + 1 < VIEWS;
+            if s.rehomes > 0 && more && s.view().complete.contains(node) {
+                let away = |o: &u8| s.view().primary[usize::from(*o)] != node;
+                steps.extend((0..w.objects).filter(away).map(|o| Step::Rehome(o, node)));
             }
             if s.collisions > 0 {
                 let copies = s.node(node).copy;
@@ -371,6 +383,13 @@ impl Model for Cluster {
             }
             Step::LeaseEnds(node) => {
                 s.node_mut(node).lease = false;
+                true
+            }
+            Step::Rehome(o, to) => {
+                s.rehomes -= 1;
+                let mut view = *s.view();
+                view.primary[usize::from(o)] = to;
+                self.decide(&mut s, view);
                 true
             }
             Step::Install(node) => self.install(&mut s, node),

@@ -8,6 +8,7 @@
 use crate::bugs::Bug;
 use crate::cluster::Cluster;
 use crate::state::{Flight, Half, Op, State, Verb, Wrong, version};
+use clustix_ccache::view::Slots;
 use clustix_ccache::word::Word;
 
 impl Cluster {
@@ -78,6 +79,9 @@ impl Cluster {
             Verb::Write(o, half) | Verb::FillOne(o, half) => {
                 s.node_mut(dst).half[usize::from(o)][usize::from(half.version & 1)] = half;
             }
+            Verb::Tear(o, v) => {
+                s.node_mut(dst).half[usize::from(o)][usize::from(v & 1)] = Half::default();
+            }
             Verb::Fill(o, half) => {
                 let halves = &mut s.node_mut(dst).half[usize::from(o)];
                 *halves = [Half::default(); 2];
@@ -94,6 +98,16 @@ impl Cluster {
                     s.fails(Wrong::Carry);
                 }
             }
+        }
+    }
+
+    /// Posts a half to each of these, in two pieces where the workload says so.
+    pub fn post_half(&self, s: &mut State, src: u8, to: Slots, o: u8, half: Half) {
+        for dst in to.iter() {
+            if self.workload.torn {
+                s.post(src, dst, Verb::Tear(o, half.version));
+            }
+            s.post(src, dst, Verb::Write(o, half));
         }
     }
 

@@ -108,11 +108,9 @@ impl Cluster {
                 if !s.is_answered(node) {
                     return false;
                 }
-                let halves = s.node(node).record[usize::from(w)].map(|r| r.halves);
+                let halves = s.node(node).record[usize::from(w)].map(|r| r.halves).unwrap_or_default();
                 for o in (0..OBJECTS).filter(|o| lacking[*o]) {
-                    for peer in s.view_of(node).all().iter() {
-                        s.post(node, peer, Verb::Write(o as u8, halves.unwrap_or_default()[o]));
-                    }
+                    self.post_half(s, node, s.view_of(node).all(), o as u8, halves[o]);
                 }
                 Phase::Apply(w)
             }
@@ -255,9 +253,7 @@ impl Cluster {
         let view = *s.view_of(node);
         let best = self.chosen(s, node, o);
         if view.complete.iter().any(|p| s.node(p).best(o) != best) {
-            for peer in view.all().iter() {
-                s.post(node, peer, Verb::Write(o, best));
-            }
+            self.post_half(s, node, view.all(), o, best);
         }
         if !affected {
             if !word.writing() {

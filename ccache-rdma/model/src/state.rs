@@ -25,8 +25,7 @@ pub fn version(word: Word) -> u8 {
     (word.version_low().wrapping_sub(BASE) & ((1 << VERSION_BITS) - 1)) as u8
 }
 
-/// One half of a slot: version 0 is nothing that is whole. A half that is written is the old one,
-/// nothing, then the new one; recovery and readers treat the middle as version 0.
+/// One half of a slot: version 0 is nothing that is whole.
 #[derive(Clone, Copy, PartialEq, Eq, Hash, Default, Debug)]
 pub struct Half {
     /// Which write.
@@ -68,6 +67,8 @@ pub enum Verb {
     Begin(u8),
     /// WRITE of a half.
     Write(u8, Half),
+    /// What of such a WRITE lands before its last bytes: the half of this version is not whole.
+    Tear(u8, u8),
     /// The copier's WRITEs of a half, and of nothing over the other one (rule 32).
     Fill(u8, Half),
     /// The same, without the second.
@@ -321,6 +322,8 @@ pub struct State {
     pub faults: u8,
     /// Nodes that may still come back.
     pub returns: u8,
+    /// How often a live object's primary may still change.
+    pub rehomes: u8,
     /// Counters that may still be moved for another object's sake.
     pub collisions: u8,
     /// By object: the highest version acknowledged to its writer.

@@ -45,6 +45,12 @@ pub struct Workload {
     pub suspects: Slots,
     /// How many come back.
     pub returns: u8,
+    /// How often an object's primary changes without a death.
+    pub rehomes: u8,
+    /// The first so many objects are written at all.
+    pub objects: u8,
+    /// A half is destroyed before it is written.
+    pub torn: bool,
     /// How often a counter moves for another object's sake.
     pub collisions: u8,
 }
@@ -60,6 +66,9 @@ const NONE: Workload = Workload {
     mortals: Slots(0),
     suspects: Slots(0),
     returns: 0,
+    rehomes: 0,
+    objects: 1,
+    torn: false,
     collisions: 0,
 };
 
@@ -150,6 +159,7 @@ pub const ALL: &[Workload] = &[
     },
     Workload {
         name: "transactions",
+        objects: 2,
         tasks: [&[Get(0), Get(1)], &[Both], &[Both]],
         primary: [0, 1],
         cached: &[(0, 1)],
@@ -157,25 +167,29 @@ pub const ALL: &[Workload] = &[
     },
     Workload {
         name: "transaction-and-puts",
+        objects: 2,
         tasks: [&[Put(1), Get(0)], &[Both], &[Get(1), Get(0)]],
         primary: [0, 1],
         ..NONE
     },
     Workload {
         name: "copy",
-        tasks: [&[Put(0)], &[CopyFirst], &[Get(1), Get(0)]],
+        objects: 2,
+        tasks: [&[Put(0)], &[CopyFirst], &[Get(0), Get(1)]],
         primary: [0, 1],
         cached: &[(1, 0)],
         ..NONE
     },
     Workload {
         name: "kept-transactions",
+        objects: 2,
         tasks: [&[Put(0)], &[KeepBoth, Keep(1), Both], &[Get(1)]],
         primary: [0, 1],
         ..NONE
     },
     Workload {
         name: "transaction-death",
+        objects: 2,
         tasks: [&[], &[Both], &[Get(0), Get(1)]],
         primary: [0, 1],
         faults: 1,
@@ -184,6 +198,7 @@ pub const ALL: &[Workload] = &[
     },
     Workload {
         name: "transaction-suspicion",
+        objects: 2,
         tasks: [&[], &[Both], &[Get(0), Get(1)]],
         primary: [0, 1],
         faults: 1,
@@ -192,6 +207,7 @@ pub const ALL: &[Workload] = &[
     },
     Workload {
         name: "two-transactions-death",
+        objects: 2,
         tasks: [&[], &[Both], &[Both]],
         primary: [0, 2],
         faults: 1,
@@ -201,6 +217,7 @@ pub const ALL: &[Workload] = &[
     },
     Workload {
         name: "transaction-put-death",
+        objects: 2,
         tasks: [&[], &[Both], &[Put(1)]],
         primary: [0, 1],
         faults: 1,
@@ -210,6 +227,7 @@ pub const ALL: &[Workload] = &[
     },
     Workload {
         name: "kept-transaction-death",
+        objects: 2,
         tasks: [&[], &[KeepBoth, Both], &[Get(0)]],
         primary: [0, 1],
         faults: 1,
@@ -218,6 +236,7 @@ pub const ALL: &[Workload] = &[
     },
     Workload {
         name: "copy-death",
+        objects: 2,
         tasks: [&[Put(0)], &[CopyFirst], &[Get(1)]],
         primary: [2, 0],
         cached: &[(1, 0)],
@@ -227,10 +246,112 @@ pub const ALL: &[Workload] = &[
     },
     Workload {
         name: "transaction-two-deaths",
+        objects: 2,
         tasks: [&[], &[Both], &[]],
         primary: [0, 1],
         faults: 2,
         mortals: ANY,
+        ..NONE
+    },
+    // What the transaction wrote is overwritten twice before its writer dies.
+    Workload {
+        name: "old-record",
+        tasks: [&[], &[Both], &[Put(1), Put(1)]],
+        objects: 2,
+        primary: [0, 1],
+        faults: 1,
+        mortals: Slots(0b010),
+        ..NONE
+    },
+    // The slot's first node leaves counts behind in the word, which stays.
+    Workload {
+        name: "return-counts",
+        tasks: [&[Get(0), Get(0), Get(0)], &[], &[]],
+        back: &[Get(0)],
+        primary: [1, 1],
+        faults: 1,
+        mortals: Slots(0b001),
+        returns: 1,
+        collisions: 2,
+        ..NONE
+    },
+    Workload {
+        name: "torn-death",
+        tasks: [&[Get(0)], &[Put(0)], &[Put(0)]],
+        torn: true,
+        faults: 1,
+        mortals: ANY,
+        ..NONE
+    },
+    Workload {
+        name: "torn-transaction-death",
+        tasks: [&[], &[Both], &[]],
+        primary: [0, 1],
+        objects: 2,
+        torn: true,
+        faults: 1,
+        mortals: ANY,
+        ..NONE
+    },
+    Workload {
+        name: "rehome",
+        tasks: [&[], &[Keep(0), Put(0)], &[Get(0)]],
+        rehomes: 1,
+        ..NONE
+    },
+    Workload {
+        name: "transaction-rehome",
+        tasks: [&[], &[Both], &[Put(1)]],
+        primary: [0, 1],
+        objects: 2,
+        rehomes: 1,
+        ..NONE
+    },
+    Workload {
+        name: "transaction-rehome-death",
+        tasks: [&[], &[Both], &[]],
+        primary: [0, 1],
+        objects: 2,
+        rehomes: 1,
+        faults: 1,
+        mortals: ANY,
+        suspects: ANY,
+        ..NONE
+    },
+    Workload {
+        name: "kept-two-deaths",
+        tasks: [&[], &[Keep(0), Keep(0)], &[Put(0)]],
+        faults: 2,
+        mortals: ANY,
+        ..NONE
+    },
+    Workload {
+        name: "transaction-put-two-deaths",
+        tasks: [&[], &[Both], &[Put(1)]],
+        primary: [0, 1],
+        objects: 2,
+        faults: 2,
+        mortals: ANY,
+        ..NONE
+    },
+    Workload {
+        name: "kept-return",
+        tasks: [&[], &[Keep(0), Keep(0)], &[]],
+        back: &[Put(0)],
+        faults: 1,
+        mortals: Slots(0b001),
+        returns: 1,
+        ..NONE
+    },
+    Workload {
+        name: "transaction-return",
+        tasks: [&[], &[Both], &[]],
+        back: &[],
+        primary: [0, 1],
+        objects: 2,
+        faults: 1,
+        mortals: Slots(0b001),
+        returns: 1,
         ..NONE
     },
     Workload {
@@ -244,7 +365,7 @@ pub const ALL: &[Workload] = &[
     },
     Workload {
         name: "return-death",
-        tasks: [&[], &[Put(0)], &[]],
+        tasks: [&[], &[], &[Put(0)]],
         back: &[],
         faults: 2,
         mortals: Slots(0b101),

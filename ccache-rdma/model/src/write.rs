@@ -6,6 +6,7 @@ use crate::history::{Call, Told};
 use crate::state::{
     Copier, Entry, Half, Item, OBJECTS, Op, Record, Stage, State, Verb, Write, Wrong, full, version,
 };
+use clustix_ccache::view::Slots;
 use clustix_ccache::word::Word;
 
 /// The objects that a write is about, in the order of their names.
@@ -88,9 +89,7 @@ impl Cluster {
     fn post_halves(&self, s: &mut State, node: u8, w: &Write) {
         for o in objects(w) {
             let Some(item) = w.items[usize::from(o)].filter(|i| !i.settled) else { continue };
-            for peer in s.view_of(node).all().iter() {
-                s.post(node, peer, Verb::Write(o, item.half));
-            }
+            self.post_half(s, node, s.view_of(node).all(), o, item.half);
         }
     }
 
@@ -198,17 +197,18 @@ impl Cluster {
             let halves = w.items.map(|i| i.map_or(Half::default(), |i| i.half));
             let mut to = s.view_of(node).all();
             if self.has(Bug::NoRecord) {
-                to = clustix_ccache::view::Slots::NONE;
+                to = Slots::NONE;
             } else if self.has(Bug::OneRecord) {
-                to = clustix_ccache::view::Slots::one(s.primary(node, 0));
+                to = Slots::one(s.primary(node, 0));
+            }
+            if self.has(Bug::HalvesBeforeRecord) {
+                self.post_halves(s, node, &w);
             }
             for peer in to.iter() {
                 s.post(node, peer, Verb::Record(node, Record { halves }));
             }
+            // Nobody here may hit one object's old and another's new version.
             s.node_mut(node).copy = [None; OBJECTS];
-            if self.has(Bug::HalvesBeforeRecord) {
-                self.post_halves(s, node, &w);
-            }
         }
         self.post_bumps(s, node, &w);
     }
@@ -253,19 +253,10 @@ impl Cluster {
             if self.has(Bug::NoBegin) && item.owned {
                 end = end.wrapping_add(Word::BEGIN);
             }
-            s.post(node, primary, Verb::Add(o, self.clears(s, primary, o, end, seen), seen as u32));
+            s.post(node, primary, Verb::Add(o, end, seen as u32));
         }
         s.told(node, Told::Done);
         s.node_mut(node).op = Op::Idle;
-    }
-
-    /// What an end adds; with [`Bug::EndClearsCounts`] it takes away every count there is by now.
-    fn clears(&self, s: &State, primary: u8, o: u8, end: u64, observed: u64) -> u64 {
-        if !self.has(Bug::EndClearsCounts) {
-            return end;
-        }
-        let now = s.node(primary).word[usize::from(o)].counts();
-        end.wrapping_add(observed).wrapping_sub(now)
     }
 
     /// Words go back as they were, and the program is told "not done" (which needs no place in its
