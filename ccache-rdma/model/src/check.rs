@@ -38,12 +38,13 @@ pub fn run(cluster: Cluster, threads: usize) -> Outcome {
         .join();
     let properties = checker.model().properties();
     let discoveries = checker.discoveries();
-    let failed = properties.iter().find(|p| {
-        p.expectation.discovery_is_failure() && discoveries.contains_key(p.name)
-    });
+    let failed = properties
+        .iter()
+        .find(|p| p.expectation.discovery_is_failure() && discoveries.contains_key(p.name));
     let mut failure = failed.map(|p| (p.name, discoveries[p.name].clone()));
     if failure.is_none() && !discoveries.contains_key("all is done") {
-        let nothing = Path::from_actions(checker.model(), checker.model().init_states().remove(0), []);
+        let nothing =
+            Path::from_actions(checker.model(), checker.model().init_states().remove(0), []);
         failure = nothing.map(|path| ("all is done", path));
     }
     Outcome {

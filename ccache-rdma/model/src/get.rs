@@ -18,15 +18,19 @@ impl Cluster {
             return false;
         }
         s.invoke(node, Call::Get(o));
-        self.post_get(s, node, Get {
-            object: o,
-            reading: false,
-            fresh: true,
-            added: false,
-            registered: false,
-            word: None,
-            halves: [Half::default(); 2],
-        });
+        self.post_get(
+            s,
+            node,
+            Get {
+                object: o,
+                reading: false,
+                fresh: true,
+                added: false,
+                registered: false,
+                word: None,
+                halves: [Half::default(); 2],
+            },
+        );
         true
     }
 

@@ -49,9 +49,8 @@ fn tell(cluster: &Cluster, o: &Outcome) {
 
 fn main() -> ExitCode {
     let cli = Cli::parse();
-    let threads = cli
-        .threads
-        .unwrap_or_else(|| std::thread::available_parallelism().map_or(1, usize::from));
+    let threads =
+        cli.threads.unwrap_or_else(|| std::thread::available_parallelism().map_or(1, usize::from));
     let wanted = |name: &str| cli.only.as_deref().is_none_or(|only| name.contains(only));
     let mut good = true;
     println!("{:28} {:>10} {:>10} {:>5} {:>7}", "", "states", "unique", "depth", "s");

@@ -31,16 +31,19 @@ pub fn all() -> Vec<Property<Cluster>> {
 /// Whatever a hit would return anywhere is at least as new as what any writer or reader was told. (So
 /// hits need not be steps of the model.)
 fn no_stale_hit(s: &State) -> bool {
-    s.nodes.iter().filter(|n| n.up && n.lease).all(|n| {
-        (0..OBJECTS).all(|o| n.copy[o].is_none_or(|c| c.half.version >= s.seen[o]))
-    })
+    s.nodes
+        .iter()
+        .filter(|n| n.up && n.lease)
+        .all(|n| (0..OBJECTS).all(|o| n.copy[o].is_none_or(|c| c.half.version >= s.seen[o])))
 }
 
 /// So it survives all of them but one.
 fn durable(s: &State) -> bool {
-    s.view().complete.iter().filter(|n| s.node(*n).up).all(|n| {
-        (0..OBJECTS).all(|o| s.node(n).best(o as u8).version >= s.acked[o])
-    })
+    s.view()
+        .complete
+        .iter()
+        .filter(|n| s.node(*n).up)
+        .all(|n| (0..OBJECTS).all(|o| s.node(n).best(o as u8).version >= s.acked[o]))
 }
 
 /// The words and complete copies of all objects.

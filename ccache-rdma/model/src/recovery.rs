@@ -108,7 +108,8 @@ impl Cluster {
                 if !s.is_answered(node) {
                     return false;
                 }
-                let halves = s.node(node).record[usize::from(w)].map(|r| r.halves).unwrap_or_default();
+                let halves =
+                    s.node(node).record[usize::from(w)].map(|r| r.halves).unwrap_or_default();
                 for o in (0..OBJECTS).filter(|o| lacking[*o]) {
                     self.post_half(s, node, s.view_of(node).all(), o as u8, halves[o]);
                 }

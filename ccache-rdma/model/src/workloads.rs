@@ -51,6 +51,8 @@ pub struct Workload {
     pub objects: u8,
     /// A half is destroyed before it is written.
     pub torn: bool,
+    /// It is left out of `cargo test`.
+    pub long: bool,
     /// How often a counter moves for another object's sake.
     pub collisions: u8,
 }
@@ -69,6 +71,7 @@ const NONE: Workload = Workload {
     rehomes: 0,
     objects: 1,
     torn: false,
+    long: false,
     collisions: 0,
 };
 
@@ -110,6 +113,7 @@ pub const ALL: &[Workload] = &[
     },
     Workload {
         name: "put-death",
+        long: true,
         tasks: [&[Get(0)], &[Put(0)], &[Get(0), Put(0)]],
         cached: &[(0, 0)],
         faults: 1,
@@ -118,6 +122,7 @@ pub const ALL: &[Workload] = &[
     },
     Workload {
         name: "put-suspicion",
+        long: true,
         tasks: [&[Get(0)], &[Put(0)], &[Get(0), Put(0)]],
         cached: &[(0, 0)],
         faults: 1,
@@ -126,6 +131,7 @@ pub const ALL: &[Workload] = &[
     },
     Workload {
         name: "primary-puts-death",
+        long: true,
         tasks: [&[Put(0), Put(0)], &[Get(0)], &[Put(0)]],
         cached: &[(2, 0)],
         faults: 1,
@@ -143,6 +149,7 @@ pub const ALL: &[Workload] = &[
     },
     Workload {
         name: "remove-death",
+        long: true,
         tasks: [&[Get(0)], &[Remove(0), Put(0)], &[Get(0)]],
         faults: 1,
         mortals: ANY,
@@ -266,6 +273,7 @@ pub const ALL: &[Workload] = &[
     // The slot's first node leaves counts behind in the word, which stays.
     Workload {
         name: "return-counts",
+        long: true,
         tasks: [&[Get(0), Get(0), Get(0)], &[], &[]],
         back: &[Get(0)],
         primary: [1, 1],
@@ -277,6 +285,7 @@ pub const ALL: &[Workload] = &[
     },
     Workload {
         name: "torn-death",
+        long: true,
         tasks: [&[Get(0)], &[Put(0)], &[Put(0)]],
         torn: true,
         faults: 1,
@@ -293,12 +302,7 @@ pub const ALL: &[Workload] = &[
         mortals: ANY,
         ..NONE
     },
-    Workload {
-        name: "rehome",
-        tasks: [&[], &[Keep(0), Put(0)], &[Get(0)]],
-        rehomes: 1,
-        ..NONE
-    },
+    Workload { name: "rehome", tasks: [&[], &[Keep(0), Put(0)], &[Get(0)]], rehomes: 1, ..NONE },
     Workload {
         name: "transaction-rehome",
         tasks: [&[], &[Both], &[Put(1)]],
@@ -309,6 +313,7 @@ pub const ALL: &[Workload] = &[
     },
     Workload {
         name: "transaction-rehome-death",
+        long: true,
         tasks: [&[], &[Both], &[]],
         primary: [0, 1],
         objects: 2,
@@ -320,6 +325,7 @@ pub const ALL: &[Workload] = &[
     },
     Workload {
         name: "kept-two-deaths",
+        long: true,
         tasks: [&[], &[Keep(0), Keep(0)], &[Put(0)]],
         faults: 2,
         mortals: ANY,
@@ -327,6 +333,7 @@ pub const ALL: &[Workload] = &[
     },
     Workload {
         name: "transaction-put-two-deaths",
+        long: true,
         tasks: [&[], &[Both], &[Put(1)]],
         primary: [0, 1],
         objects: 2,
@@ -336,6 +343,7 @@ pub const ALL: &[Workload] = &[
     },
     Workload {
         name: "kept-return",
+        long: true,
         tasks: [&[], &[Keep(0), Keep(0)], &[]],
         back: &[Put(0)],
         faults: 1,
@@ -356,6 +364,7 @@ pub const ALL: &[Workload] = &[
     },
     Workload {
         name: "return",
+        long: true,
         tasks: [&[], &[Put(0)], &[]],
         back: &[Get(0)],
         faults: 1,
@@ -365,6 +374,7 @@ pub const ALL: &[Workload] = &[
     },
     Workload {
         name: "return-death",
+        long: true,
         tasks: [&[], &[], &[Put(0)]],
         back: &[],
         faults: 2,

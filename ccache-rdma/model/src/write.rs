@@ -23,8 +23,12 @@ fn observed(item: &Item) -> u64 {
 impl Cluster {
     /// A program asks for a write of `value` to these objects.
     pub fn begin_write(&self, s: &mut State, node: u8, call: Call, value: u8, keep: bool) -> bool {
-        let item =
-            Some(Item { taken: None, owned: false, half: Half { version: 0, value }, settled: false });
+        let item = Some(Item {
+            taken: None,
+            owned: false,
+            half: Half { version: 0, value },
+            settled: false,
+        });
         let mut items = [None; OBJECTS];
         let mut read = None;
         match call {
@@ -238,8 +242,8 @@ impl Cluster {
             s.seen[i] = s.acked[i].max(s.seen[i]);
             let primary = s.primary(node, o);
             let n = s.node_mut(node);
-            n.copy[i] = (!item.settled && !tombstone)
-                .then_some(Entry { half: item.half, kept: keep });
+            n.copy[i] =
+                (!item.settled && !tombstone).then_some(Entry { half: item.half, kept: keep });
             if item.settled {
                 continue;
             }
@@ -268,7 +272,9 @@ impl Cluster {
 
     fn release(&self, s: &mut State, node: u8, w: &Write) {
         for o in objects(w) {
-            let Some(item) = w.items[usize::from(o)].filter(|i| i.taken.is_some()) else { continue };
+            let Some(item) = w.items[usize::from(o)].filter(|i| i.taken.is_some()) else {
+                continue;
+            };
             let add = if item.owned { Word::DROP_BEGIN } else { Word::drop_taken(node) };
             s.post(node, s.primary(node, o), Verb::Add(o, add, 0));
         }
