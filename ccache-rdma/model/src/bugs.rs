@@ -88,7 +88,7 @@ pub const ALL: &[Known] = &[
     known("early-acknowledgement", Bug::EarlyAcknowledgement, "puts-and-gets"),
     known("lease-on-hits-only", Bug::LeaseOnHitsOnly, "put-suspicion"),
     known("no-lease-wait", Bug::NoLeaseWait, "kept-death"),
-    known("partial-revoke", Bug::PartialRevoke, "kept-death"),
+    known("partial-revoke", Bug::PartialRevoke, "put-suspicion"),
     known("no-drain", Bug::NoDrain, "kept-transaction-death"),
     known("counts-cleared", Bug::CountsCleared, "kept-death"),
     known("caches-kept", Bug::CachesKept, "kept-death"),
