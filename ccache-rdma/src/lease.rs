@@ -27,6 +27,13 @@ impl Default for Timing {
 }
 
 impl Timing {
+    /// A time that is right with a lease of 250 ms, as it is with this one; never shorter, since
+    /// shorter leases do not make elections quicker. ns.
+    pub const fn scaled(&self, at_default: u64) -> u64 {
+        let unit = 250_000;
+        let lease = self.lease_ns / 1_000;
+        at_default / unit * if lease > unit { lease } else { unit }
+    }
     /// How long a survivor must wait, from the moment at which the evicted node can no longer
     /// complete a renewal, until that node's lease is surely over.
     pub const fn over_by(&self) -> u64 {

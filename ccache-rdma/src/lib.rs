@@ -5,7 +5,8 @@
 //! Servers and the personality use [`cache::Cache`]; only a node's ccache protection domain runs
 //! the protocol itself.
 
-#![forbid(unsafe_code)]
+// Devices are spoken to in `fabric::verbs`; nothing else may use `unsafe`.
+#![deny(unsafe_code)]
 
 pub mod arena;
 pub mod cache;
@@ -18,6 +19,7 @@ pub mod lease;
 pub mod links;
 pub mod local;
 pub mod name;
+pub mod network;
 pub mod request;
 pub mod service;
 pub mod set;

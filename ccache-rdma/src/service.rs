@@ -7,12 +7,12 @@
 use crate::arena::Arena;
 use crate::cache::{CacheError, Waited};
 use crate::engine::{Action, ClientId, Config as EngineConfig, Engine, Event, RequestId};
-use crate::fabric::shm::ShmFabric;
-use crate::fabric::{Address, Fabric, FabricError, FabricEvent, Token, Verb};
+use crate::fabric::{Address, FabricError, FabricEvent, Token, Verb};
 use crate::layout::{RegionId, control};
 use crate::lease::{Lease, Opinion, Timing, Watch};
-use crate::links::{LinkEvent, Links};
 use crate::name::{Name, SHARDS, Shard};
+use crate::network::shm::ShmNetwork;
+use crate::network::{Broken, Network};
 use crate::request::{
     DUMP_BYTES, Dumped, MemberEvent, NodeStatus, OK, ObjectInfo, PAGE, Reply, Request, Rights,
     error_label,
@@ -23,9 +23,32 @@ use crate::view::{MAX_NODES, Slots, View};
 use clustix_pd::{Boot, Call, ChannelId, Region, Server, exec, metrics};
 use serde::{Deserialize, Serialize};
 use std::collections::{BTreeMap, HashMap, VecDeque};
-use std::os::fd::OwnedFd;
 use std::sync::atomic::Ordering;
 use std::task::Poll;
+
+/// What a node's objects are carried over.
+#[derive(Clone, PartialEq, Eq, Debug, Serialize, Deserialize)]
+pub enum NetworkConfig {
+    /// Memory shared with the other nodes of this machine, met at the descriptor `fabric`.
+    Shm,
+    /// RDMA.
+    Verbs(Verbs),
+}
+
+/// An RDMA network, and this node's place in it.
+#[derive(Clone, PartialEq, Eq, Debug, Serialize, Deserialize)]
+pub struct Verbs {
+    /// Address and port at which peers connect.
+    pub listen: String,
+    /// Device; the one that the address belongs to if none is named.
+    pub device: Option<String>,
+    /// What the cluster's nodes know each other by.
+    pub token: u64,
+    /// Acknowledgement time-out: 4.096 µs × 2^n.
+    pub ack_timeout: u8,
+    /// How often a packet is sent again before the peer counts as gone.
+    pub retries: u8,
+}
 
 /// What the launcher tells ccache: the domain's arguments, as `postcard`.
 #[derive(Clone, PartialEq, Eq, Debug, Serialize, Deserialize)]
@@ -38,6 +61,8 @@ pub struct Config {
     pub first_incarnation: bool,
     /// Slots copied per millisecond when lost copies are rebuilt.
     pub rebuild_rate: u32,
+    /// The fabric.
+    pub network: NetworkConfig,
 }
 
 impl Default for Config {
@@ -47,6 +72,7 @@ impl Default for Config {
             budget_bytes: 2 << 30,
             first_incarnation: true,
             rebuild_rate: 64,
+            network: NetworkConfig::Shm,
         }
     }
 }
@@ -146,16 +172,14 @@ pub struct Parts {
     pub slot: u8,
     /// Start of the kernel process.
     pub incarnation: u64,
-    /// The user whose processes are its peers.
-    pub owner: u32,
     /// Configuration.
     pub config: Config,
     /// The node's arena.
     pub arena: Arena,
     /// The node's slab of volatile objects, if there is one.
     pub slab: Option<Slab>,
-    /// Where peers connect (a listening Unix stream socket).
-    pub listener: Option<OwnedFd>,
+    /// The ways to its peers.
+    pub network: Box<dyn Network>,
     /// The rings.
     pub server: Server,
 }
@@ -166,8 +190,6 @@ pub struct Service {
     /// In tests, where badges are 0: what every channel may.
     everyone: Rights,
     engine: Engine,
-    fabric: ShmFabric,
-    links: Links,
     lease: Lease,
     watch: Watch,
     view: View,
@@ -216,24 +238,52 @@ pub fn main(mut boot: Boot) -> ! {
         Err(e) => fail(&e),
     };
     let slab = boot.region("slab").ok().and_then(|r| Slab::new(r).ok());
-    // The sandbox does not let it be asked for later.
-    let owner = rustix::process::getuid().as_raw();
-    if let Err(e) = boot.enter_sandbox() {
+    let (slot, incarnation) = (boot.node, boot.incarnation);
+    // What the network opens and asks for, the sandbox does not let it later.
+    let (network, variant): (Box<dyn Network>, _) = match &config.network {
+        NetworkConfig::Shm => {
+            let owner = rustix::process::getuid().as_raw();
+            let own = arena.clone();
+            (Box::new(ShmNetwork::new(slot, incarnation, owner, Some(listener), own)), None)
+        }
+        NetworkConfig::Verbs(verbs) => match over_verbs(verbs, slot, incarnation, &arena) {
+            Ok(network) => (network, Some("verbs")),
+            Err(e) => fail(&e),
+        },
+    };
+    if let Err(e) = boot.enter_sandbox(variant) {
         fail(&e);
     }
-    let parts = Parts {
-        owner,
-        slot: boot.node,
-        incarnation: boot.incarnation,
-        config,
-        arena,
-        slab,
-        listener: Some(listener),
-        server: boot.server,
-    };
+    let server = boot.server;
+    let parts = Parts { slot, incarnation, config, arena, slab, network, server };
     let why = Service::new(parts, Rights::default()).run(|| false);
     eprintln!("ccache: {why}");
     std::process::exit(EVICTED)
+}
+
+#[cfg(feature = "verbs")]
+fn over_verbs(
+    verbs: &Verbs,
+    slot: u8,
+    incarnation: u64,
+    arena: &Arena,
+) -> Result<Box<dyn Network>, String> {
+    use crate::network::verbs::{Patience, VerbsConfig, VerbsNetwork};
+    let failed = |e: &dyn std::fmt::Display| format!("RDMA at {}: {e}", verbs.listen);
+    let listen = verbs.listen.parse().map_err(|e| failed(&e))?;
+    let mut config = VerbsConfig::new(listen, verbs.token);
+    config.device.clone_from(&verbs.device);
+    config.patience =
+        Patience { ack_timeout: verbs.ack_timeout, retry_count: verbs.retries, ..config.patience };
+    match VerbsNetwork::new(config, slot, incarnation, arena.clone()) {
+        Ok(network) => Ok(Box::new(network)),
+        Err(e) => Err(failed(&e)),
+    }
+}
+
+#[cfg(not(feature = "verbs"))]
+fn over_verbs(_: &Verbs, _: u8, _: u64, _: &Arena) -> Result<Box<dyn Network>, String> {
+    Err("this build of clustix has no verbs fabric; build it with `--features verbs`".into())
 }
 
 impl Service {
@@ -241,7 +291,6 @@ impl Service {
     /// but in tests.
     pub fn new(parts: Parts, everyone: Rights) -> Service {
         let Parts { slot, incarnation, .. } = parts;
-        let mut parts = parts;
         let timing = parts.config.timing;
         let engine = Engine::new(
             EngineConfig {
@@ -254,13 +303,9 @@ impl Service {
             },
             parts.arena.clone(),
         );
-        let links =
-            Links::new(slot, incarnation, parts.owner, parts.listener.take(), parts.arena.clone());
         let outbox = || Outbox { way: Way::Closed, posts: VecDeque::new(), sends: VecDeque::new() };
         Service {
             engine,
-            fabric: ShmFabric::new(slot, incarnation, parts.arena.clone()),
-            links,
             lease: Lease::new(timing, slot),
             watch: Watch::new(timing),
             view: View::default(),
@@ -290,7 +335,7 @@ impl Service {
     /// Serves until this node is evicted (the answer says so) or `stop` says true.
     pub fn run(mut self, stop: impl Fn() -> bool) -> String {
         loop {
-            let bell = self.fabric.bell().map_or(0, |b| b.load(Ordering::SeqCst));
+            let bell = self.parts.network.bell().map_or(0, |b| b.load(Ordering::SeqCst));
             let mut worked = self.serve_rings();
             worked |= self.turn_fabric();
             self.timers();
@@ -321,7 +366,7 @@ impl Service {
                 return Poll::Ready(());
             }
             self.parts.server.register();
-            if let Some(word) = self.fabric.bell() {
+            if let Some(word) = self.parts.network.bell() {
                 exec::register(word, bell);
             }
             exec::deadline(until);
@@ -353,7 +398,7 @@ impl Service {
                 let result = Err(FabricError::Unreachable);
                 self.step(Event::Completed { peer, token, result });
             }
-            self.fabric.poll(exec::now_ns(), &mut news);
+            self.parts.network.poll(exec::now_ns(), &mut news);
             if news.is_empty() && self.actions.is_empty() {
                 return worked;
             }
@@ -387,7 +432,7 @@ impl Service {
                 eprintln!(
                     "ccache: node {peer} was evicted and does not leave: its ccache is killed"
                 );
-                self.links.kill(peer);
+                self.parts.network.kill(peer);
                 self.look_at = 0;
             }
         }
@@ -398,10 +443,10 @@ impl Service {
             Action::Post { peer, token, chain } => {
                 metrics::add("clustix_fabric_verbs_total", chain.len() as u64);
                 if peer == self.parts.slot {
-                    return self.fabric.post(peer, token, &chain);
+                    return self.parts.network.post(peer, token, &chain);
                 }
                 match self.outboxes.get_mut(usize::from(peer)) {
-                    Some(o) if o.way == Way::Open => self.fabric.post(peer, token, &chain),
+                    Some(o) if o.way == Way::Open => self.parts.network.post(peer, token, &chain),
                     Some(o) if o.way != Way::Closed => o.posts.push_back((token, chain)),
                     _ => self.refused.push((peer, token)),
                 }
@@ -422,13 +467,13 @@ impl Service {
                 }
             }
             Action::Revoke { peer } => {
-                self.fabric.revoke(exec::now_ns(), peer);
+                self.parts.network.revoke(exec::now_ns(), peer);
                 self.close(peer);
             }
             Action::Connect { peer, incarnation } => {
                 if let Some(o) = self.outboxes.get_mut(usize::from(peer)) {
                     o.way = Way::Opening(incarnation);
-                    self.fabric.admit(peer, incarnation);
+                    self.parts.network.admit(peer, incarnation);
                     self.look_at = 0;
                 }
             }
@@ -454,25 +499,18 @@ impl Service {
         for (peer, o) in self.outboxes.iter_mut().enumerate() {
             let peer = peer as u8;
             if let Way::Opening(incarnation) = o.way
-                && let Some(arena) = self.links.arena(peer, incarnation)
+                && self.parts.network.is_open(peer, incarnation)
             {
-                if !self.fabric.connected(peer) {
-                    self.fabric.connect(peer, arena.clone());
-                }
-                // Its gate opens when the peer has the view too.
-                let key = self.parts.incarnation.wrapping_add(1);
-                if arena.control(control::gate(self.parts.slot)) == key {
-                    o.way = Way::Open;
-                    connected.push((peer, incarnation));
-                    for (token, chain) in o.posts.drain(..) {
-                        self.fabric.post(peer, token, &chain);
-                    }
+                o.way = Way::Open;
+                connected.push((peer, incarnation));
+                for (token, chain) in o.posts.drain(..) {
+                    self.parts.network.post(peer, token, &chain);
                 }
             }
             while o.way == Way::Open
                 && let Some(bytes) = o.sends.front()
             {
-                match self.fabric.send(peer, bytes) {
+                match self.parts.network.send(peer, bytes) {
                     Err(FabricError::Busy) => break,
                     // Unreachable: it has revoked this node or is gone, and will be evicted or
                     // has evicted this node.
@@ -531,7 +569,7 @@ impl Service {
             let open = self.outboxes.get(usize::from(peer)).is_some_and(|o| o.way == Way::Open);
             if open {
                 let verb = Verb::WriteWord { at, word: number };
-                self.fabric.post(peer, Token(Token::SHELL | number), &[verb]);
+                self.parts.network.post(peer, Token(Token::SHELL | number), &[verb]);
             }
         }
         if self.lease.end() > before {
@@ -549,28 +587,23 @@ impl Service {
     fn look(&mut self, now: u64) {
         let due = self.look_at;
         let mut news = Vec::new();
-        self.links.poll(now, &mut news);
+        self.parts.network.look(now, &mut news);
         let mut opinions = Vec::new();
-        for event in news {
-            match event {
-                LinkEvent::Up(..) => {}
-                LinkEvent::Broken(slot, incarnation) => {
-                    let way = self.outboxes.get(usize::from(slot)).map(|o| o.way);
-                    let next = matches!(way, Some(Way::Opening(i)) if i != incarnation);
-                    if !next {
-                        // Rule 34: what this node would still write there is not written, and
-                        // counts for no lease; only then is the death told.
-                        self.fabric.dead(slot);
-                        self.close(slot);
-                    }
-                    opinions.extend(self.watch.broken(slot, incarnation));
-                }
+        for Broken { slot, incarnation } in news {
+            let way = self.outboxes.get(usize::from(slot)).map(|o| o.way);
+            let next = matches!(way, Some(Way::Opening(i)) if i != incarnation);
+            if !next {
+                // Rule 34: what this node would still write there is not written, and counts for
+                // no lease; only then is the death told.
+                self.parts.network.dead(slot);
+                self.close(slot);
             }
+            opinions.extend(self.watch.broken(slot, incarnation));
         }
         for m in &self.view.members {
             let way = self.outboxes.get(usize::from(m.slot)).map(|o| o.way);
             if way == Some(Way::Opening(m.incarnation)) {
-                self.links.dial(now, m.slot, m.incarnation, &m.path);
+                self.parts.network.open(now, m.slot, m.incarnation, &m.path);
             }
         }
         for slot in self.watch.slots().iter() {
@@ -594,7 +627,7 @@ impl Service {
                 }
             }
         }
-        let soon = self.links.busy() || self.waiting_for_room();
+        let soon = self.parts.network.is_opening() || self.waiting_for_room();
         self.look_at = now + if soon { LOOK_SOON } else { LOOK };
     }
 

@@ -85,7 +85,8 @@ pub struct Member {
     pub slot: u8,
     /// Start of its kernel process: a node that comes back has a higher one.
     pub incarnation: u64,
-    /// Where its ccache listens: a Unix socket's path.
+    /// Where its ccache listens, in the terms of the fabric: a Unix socket's path, or address and
+    /// port.
     pub path: String,
 }
 

@@ -45,10 +45,14 @@ pub enum Command {
         long_about = "Starts a cluster of N nodes on this machine and returns once it serves.\n\n\
         If the last `down` left a snapshot, its files are restored. If anything fails, or you interrupt \
         it, everything it started is stopped again.\n\n\
+        With --hosts it starts one node of a cluster of several hosts, this host's: the first time, all \
+        nodes of the file find each other before any serves; later it joins. Such a cluster keeps no \
+        snapshot.\n\n\
         Examples:\n  \
           clustix up --nodes 3\n  \
           clustix up --nodes 3 --name test --memory 512M\n  \
-          clustix up --nodes 3 --fresh      start empty; the snapshot is discarded"
+          clustix up --nodes 3 --fresh      start empty; the snapshot is discarded\n  \
+          clustix up --hosts lab.toml --node 2"
     )]
     Up(Up),
     /// Stop the cluster; its files are kept for the next `up`
@@ -142,8 +146,17 @@ pub enum Command {
 #[derive(Args, Debug)]
 pub struct Up {
     /// Number of nodes, 1 to 16. With 3 or more, one can be lost at any time
-    #[arg(long, value_name = "N", value_parser = clap::value_parser!(u8).range(1..=16))]
-    pub nodes: u8,
+    #[arg(
+        long, value_name = "N", value_parser = clap::value_parser!(u8).range(1..=16),
+        required_unless_present = "hosts", conflicts_with = "hosts"
+    )]
+    pub nodes: Option<u8>,
+    /// The hosts of a cluster of several, a TOML file: this host's node is started (see README.md)
+    #[arg(long, value_name = "FILE", requires = "node", conflicts_with_all = ["memory", "fresh"])]
+    pub hosts: Option<PathBuf>,
+    /// Which node of the file this host is
+    #[arg(long, value_name = "K", requires = "hosts")]
+    pub node: Option<u8>,
     /// Memory budget of each node, such as 512M or 2G (default: a quarter of this machine's memory,
     /// divided by the number of nodes)
     #[arg(long, value_name = "SIZE", value_parser = size)]
@@ -428,6 +441,9 @@ mod tests {
             &["clustix"][..],
             &["clustix", "up"],
             &["clustix", "up", "--nodes", "0"],
+            &["clustix", "up", "--hosts", "f"],
+            &["clustix", "up", "--nodes", "3", "--node", "1"],
+            &["clustix", "up", "--nodes", "3", "--hosts", "f", "--node", "1"],
             &["clustix", "up", "--nodes", "17"],
             &["clustix", "up", "--nodes", "3", "--memory", "1M"],
             &["clustix", "up", "--nodes", "3", "--memory", "3 apples"],

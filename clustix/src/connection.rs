@@ -107,14 +107,10 @@ impl Connection {
 pub fn candidates(folder: &Folder, node: Option<u8>) -> Result<Vec<u8>> {
     let cluster = folder.running()?;
     let live: Vec<u8> = folder.live()?.into_iter().map(|(slot, _)| slot).collect();
+    if let Some(slot) = node {
+        cluster.check_here(slot)?;
+    }
     match node {
-        Some(slot) if slot >= cluster.nodes => {
-            bail!(
-                "there is no node {slot}: cluster {:?} has nodes 0 to {}",
-                cluster.name,
-                cluster.nodes - 1
-            )
-        }
         Some(slot) if !live.contains(&slot) => {
             bail!(
                 "node {slot} is down; bring it back with `clustix start-node{} {slot}`",

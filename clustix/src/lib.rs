@@ -13,6 +13,7 @@ pub mod args;
 pub mod cmd;
 pub mod connection;
 pub mod control;
+pub mod hosts;
 pub mod interrupt;
 pub mod launch;
 pub mod node;
@@ -20,3 +21,23 @@ pub mod procfs;
 pub mod snapshot;
 pub mod state;
 pub mod wire;
+
+use clap::Parser;
+use std::process::ExitCode;
+
+/// The whole program: what both binaries do.
+pub fn run() -> ExitCode {
+    let cli = args::Cli::parse();
+    let done = match &cli.command {
+        args::Command::Node(args) => node::node(&cli.name, args),
+        args::Command::Pd(args) => node::pd(args),
+        _ => cmd::run(cli),
+    };
+    match done {
+        Ok(code) => code,
+        Err(e) => {
+            eprintln!("clustix: {e:#}");
+            ExitCode::FAILURE
+        }
+    }
+}

@@ -8,21 +8,25 @@
 use crate::args::{NodeProcess, PdProcess};
 use crate::launch::READY;
 use crate::procfs;
-use crate::state::{Cluster, Folder, Phase};
+use crate::state::{Cluster, Folder, MAX_NODES, Phase, clock_incarnation};
 use anyhow::{Context, Result, bail};
 use clustix_ccache::layout::RegionId;
 use clustix_ccache::lease::Timing;
 use clustix_ccache::request::Rights;
-use clustix_ccache::service::{self, rights};
+use clustix_ccache::service::{self, NetworkConfig, rights};
 use clustix_ccache::set::Class;
-use clustix_kernel_host::{Config, Host, SystemDescription};
+use clustix_kernel_host::{Config, End, Host, SystemDescription};
+use clustix_member::address::{Place, is_path};
 use clustix_member::node::Start;
 use clustix_pd::Boot;
+use clustix_pd::wire::Exit;
 use rustix::fd::OwnedFd;
 use std::collections::HashMap;
 use std::fs::File;
 use std::io::Write;
+use std::net::TcpListener;
 use std::os::unix::net::UnixListener;
+use std::os::unix::process::CommandExt;
 use std::process::ExitCode;
 
 /// The system description of every node.
@@ -88,18 +92,22 @@ pub fn node(name: &str, args: &NodeProcess) -> Result<ExitCode> {
     let folder = Folder::at(args.state.clone(), name)?;
     let cluster = folder.cluster()?.context("there is no cluster.json")?;
     let home = folder.node(args.slot);
-    let bind = |file: &str| -> Result<OwnedFd> {
-        let path = home.join(file);
-        let socket = UnixListener::bind(&path)
-            .with_context(|| format!("could not bind {}", path.display()))?;
-        Ok(socket.into())
-    };
-    let sockets =
-        [("control", "control.sock"), ("ccache", "fabric.sock"), ("member", "member.sock")];
+    let places = places(&folder, &cluster)?;
+    let own = places
+        .iter()
+        .find(|p| p.slot == args.slot)
+        .with_context(|| format!("there is no node {}", args.slot))?;
+    let control = home.join("control.sock").display().to_string();
+    // On an RDMA network, where ccache listens by itself, nobody connects to this one.
+    let unused = home.join("fabric.sock").display().to_string();
+    let fabric = if is_path(&own.fabric) { &own.fabric } else { &unused };
     let mut descriptors = HashMap::new();
-    for (role, file) in sockets {
-        let name = file.trim_end_matches(".sock").to_owned();
-        descriptors.insert(role.to_owned(), vec![(name, bind(file)?)]);
+    for (role, name, address) in [
+        ("control", "control", &control),
+        ("ccache", "fabric", fabric),
+        ("member", "member", &own.member),
+    ] {
+        descriptors.insert(role.to_owned(), vec![(name.to_owned(), bind(address)?)]);
     }
     let config = Config {
         node: args.slot,
@@ -125,9 +133,28 @@ pub fn node(name: &str, args: &NodeProcess) -> Result<ExitCode> {
     drop(null);
     let end = Host::run(config)?;
     eprintln!("node {} (incarnation {}): {end:?}", args.slot, args.incarnation);
+    let evicted = Exit::Code(service::EVICTED);
+    if cluster.hosts.is_some() && matches!(&end, End::Lost { exit, .. } if *exit == evicted) {
+        return Err(come_back(name, args, pid_file));
+    }
     // Held until here: the node's processes are gone.
     drop(pid_file);
     Ok(ExitCode::from(u8::try_from(end.exit_code()).unwrap_or(70)))
+}
+
+/// A node of several hosts that was evicted though it lives (it was cut off, or stood still) joins
+/// again, empty, as its next incarnation: the same process becomes it, so that whoever holds it by its
+/// number holds it still. Answers only why that cannot be.
+fn come_back(name: &str, args: &NodeProcess, pid_file: File) -> anyhow::Error {
+    let incarnation = clock_incarnation().max(args.incarnation + 1);
+    eprintln!("node {}: joins again as incarnation {incarnation}", args.slot);
+    let failed = std::process::Command::new("/proc/self/exe")
+        .args(["node", "--name", name, "--state"])
+        .arg(&args.state)
+        .args(["--slot", &args.slot.to_string(), "--incarnation", &incarnation.to_string()])
+        .stdin(pid_file)
+        .exec();
+    anyhow::Error::from(failed).context("could not start again")
 }
 
 /// Descriptor 0 is the locked pid file: it moves away, so that no child inherits the lock.
@@ -139,35 +166,63 @@ fn take_stdin() -> Result<File> {
     Ok(File::from(held))
 }
 
+/// A listening socket. Of a Unix socket's path it is known that no other node has it.
+fn bind(address: &str) -> Result<OwnedFd> {
+    let bound = if is_path(address) {
+        match std::fs::remove_file(address) {
+            Err(e) if e.kind() != std::io::ErrorKind::NotFound => Err(e),
+            _ => UnixListener::bind(address).map(OwnedFd::from),
+        }
+    } else {
+        TcpListener::bind(address).map(OwnedFd::from)
+    };
+    bound.with_context(|| format!("could not listen at {address}"))
+}
+
+/// Where the nodes that there may be listen.
+fn places(folder: &Folder, cluster: &Cluster) -> Result<Vec<Place>> {
+    if let Some((hosts, _)) = &cluster.hosts {
+        return Ok(hosts.places());
+    }
+    let state = folder.path().to_str().context("the state folder's path is not UTF-8")?;
+    Ok((0..MAX_NODES).map(|slot| Place::local(state, slot)).collect())
+}
+
 /// What the domains are told, by role.
 fn arguments(
     folder: &Folder,
     cluster: &Cluster,
     args: &NodeProcess,
 ) -> Result<HashMap<String, Vec<u8>>> {
-    let state = folder.path().to_str().context("the state folder's path is not UTF-8")?.to_owned();
     let first = match cluster.phase {
         Phase::Starting => true,
         Phase::Running => false,
         Phase::Stopping | Phase::Ending | Phase::Stopped => bail!("the cluster is stopped"),
     };
-    let timing = Timing::default();
-    let start = if first {
-        Start::First((0..).zip(cluster.incarnations.iter().copied()).collect())
-    } else {
-        Start::Join
+    let (start, timing, token, network) = match &cluster.hosts {
+        Some((hosts, _)) => {
+            (Start::Found(cluster.slots()), hosts.timing(), hosts.token(), hosts.network(args.slot))
+        }
+        None if first => {
+            let all = (0..).zip(cluster.incarnations.iter().copied()).collect();
+            (Start::First(all), Timing::default(), 0, NetworkConfig::Shm)
+        }
+        None => (Start::Join, Timing::default(), 0, NetworkConfig::Shm),
     };
     let member = clustix_member::node::Config {
         slot: args.slot,
         incarnation: args.incarnation,
-        state,
+        places: places(folder, cluster)?,
+        token,
         start,
         timing,
     };
     let ccache = service::Config {
         timing,
         budget_bytes: cluster.memory,
-        first_incarnation: first,
+        // Of hosts it is not known how often they were started.
+        first_incarnation: first && cluster.hosts.is_none(),
+        network,
         ..service::Config::default()
     };
     let init: Vec<String> = ORDER.iter().map(|r| (*r).to_owned()).collect();

@@ -8,6 +8,7 @@
 //! (inherited as descriptor 0, then moved away): whoever can lock that file knows that the node is gone,
 //! even if the `up` that started it was killed half-way.
 
+use crate::hosts::Hosts;
 use crate::procfs::Process;
 use anyhow::{Context, Result, anyhow, bail};
 use rustix::fs::{FlockOperation, flock};
@@ -16,7 +17,7 @@ use std::fs::{self, DirBuilder, File, OpenOptions};
 use std::io::{ErrorKind, Read, Write};
 use std::os::unix::fs::{DirBuilderExt, MetadataExt, OpenOptionsExt};
 use std::path::{Path, PathBuf};
-use std::time::{Duration, Instant};
+use std::time::{Duration, Instant, SystemTime};
 
 /// Longest path of a Unix socket, its final NUL excluded (unix(7)).
 const SOCKET_PATH: usize = 107;
@@ -58,6 +59,9 @@ pub struct Cluster {
     pub next_incarnation: u64,
     /// Incarnation of each node's latest start.
     pub incarnations: Vec<u64>,
+    /// In a cluster of several hosts: which, and which node is here.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub hosts: Option<(Hosts, u8)>,
 }
 
 /// Version of `cluster.json`.
@@ -75,11 +79,46 @@ impl Cluster {
             generation: 0,
             next_incarnation: 1,
             incarnations: Vec::new(),
+            hosts: None,
         }
+    }
+
+    /// The numbers of its nodes.
+    pub fn slots(&self) -> Vec<u8> {
+        match &self.hosts {
+            Some((hosts, _)) => hosts.node.iter().map(|n| n.slot).collect(),
+            None => (0..self.nodes).collect(),
+        }
+    }
+
+    /// Checks that there is a node `slot` and that it is on this machine.
+    ///
+    /// # Errors
+    /// It is not; says which there are, or where it is.
+    pub fn check_here(&self, slot: u8) -> Result<()> {
+        match &self.hosts {
+            Some((hosts, here)) => {
+                let host = hosts.host(slot)?;
+                if slot != *here {
+                    bail!("node {slot} is on {}: run the command there", host.address);
+                }
+            }
+            None if slot >= self.nodes => bail!(
+                "there is no node {slot}: cluster {:?} has nodes 0 to {}",
+                self.name,
+                self.nodes.saturating_sub(1)
+            ),
+            None => {}
+        }
+        Ok(())
     }
 
     /// Gives node `slot` a new incarnation.
     pub fn incarnate(&mut self, slot: u8) -> u64 {
+        if self.hosts.is_some() {
+            // A host may have lost its state folder: the clock counts for it.
+            self.next_incarnation = self.next_incarnation.max(clock_incarnation());
+        }
         let incarnation = self.next_incarnation;
         self.next_incarnation += 1;
         let slot = usize::from(slot);
@@ -89,6 +128,13 @@ impl Cluster {
         self.incarnations[slot] = incarnation;
         incarnation
     }
+}
+
+/// An incarnation that no earlier start of a host's node had, as far as the clock goes: milliseconds
+/// since 1970.
+pub fn clock_incarnation() -> u64 {
+    let ms = SystemTime::now().duration_since(SystemTime::UNIX_EPOCH);
+    ms.map_or(0, |d| u64::try_from(d.as_millis()).unwrap_or(0))
 }
 
 /// Where all clusters' state is.

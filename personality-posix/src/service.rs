@@ -25,7 +25,7 @@ pub fn main(boot: Boot) -> Result<(), BootError> {
     // does not have.
     std::panic::set_hook(Box::new(|info| eprintln!("posix: a fault of the personality: {info}")));
     let services = Remote::new(&boot)?;
-    boot.enter_sandbox()?;
+    boot.enter_sandbox(None)?;
     let node = Node::new(services);
     let deaths = node.clone();
     let started =

@@ -11,8 +11,10 @@
 pub mod cluster;
 pub mod data;
 pub mod leftover;
+pub mod machines;
 pub mod program;
 pub mod random;
+pub mod registers;
 pub mod terminal;
 
 pub use cluster::Cluster;

@@ -55,7 +55,18 @@ pub fn workspace() -> PathBuf {
 /// It cannot be built.
 pub fn clustix() -> Result<PathBuf> {
     static BUILT: OnceLock<Result<PathBuf, String>> = OnceLock::new();
-    let built = BUILT.get_or_init(|| built("CLUSTIX_PROGRAM", "clustix"));
+    let built = BUILT.get_or_init(|| built("CLUSTIX_PROGRAM", "clustix", &[]));
+    built.clone().map_err(|e| anyhow::anyhow!(e))
+}
+
+/// The `clustix` program with the verbs fabric: `$CLUSTIX_VERBS_PROGRAM`, else the release build.
+///
+/// # Errors
+/// It cannot be built: it needs the RDMA libraries' packages (`cargo xtask test` installs them).
+pub fn clustix_verbs() -> Result<PathBuf> {
+    static BUILT: OnceLock<Result<PathBuf, String>> = OnceLock::new();
+    let features = ["--package", "clustix", "--features", "verbs"];
+    let built = BUILT.get_or_init(|| built("CLUSTIX_VERBS_PROGRAM", "clustix-verbs", &features));
     built.clone().map_err(|e| anyhow::anyhow!(e))
 }
 
@@ -65,27 +76,28 @@ pub fn clustix() -> Result<PathBuf> {
 /// It cannot be built.
 pub fn soft_roce_setup() -> Result<PathBuf> {
     static BUILT: OnceLock<Result<PathBuf, String>> = OnceLock::new();
-    let built = BUILT.get_or_init(|| built("CLUSTIX_VM_PROGRAM", "soft-roce-setup"));
+    let built = BUILT.get_or_init(|| built("CLUSTIX_VM_PROGRAM", "soft-roce-setup", &[]));
     built.clone().map_err(|e| anyhow::anyhow!(e))
 }
 
-/// What the environment's `variable` says, else the release build of `package`.
-fn built(variable: &str, package: &str) -> Result<PathBuf, String> {
+/// What the environment's `variable` says, else the release build of the program.
+fn built(variable: &str, program: &str, args: &[&str]) -> Result<PathBuf, String> {
     if let Some(path) = std::env::var_os(variable) {
         return Ok(PathBuf::from(path));
     }
     let cargo = std::env::var_os("CARGO").unwrap_or_else(|| "cargo".into());
     let status = Command::new(cargo)
-        .args(["build", "--release", "--quiet", "--package", package])
+        .args(["build", "--release", "--quiet", "--bin", program])
+        .args(args)
         .current_dir(workspace())
         .status()
         .map_err(|e| format!("could not run cargo: {e}"))?;
     if !status.success() {
-        return Err(format!("{package} does not build: {status}"));
+        return Err(format!("{program} does not build: {status}"));
     }
     let target = std::env::var_os("CARGO_TARGET_DIR")
         .map_or_else(|| workspace().join("target"), PathBuf::from);
-    Ok(target.join("release").join(package))
+    Ok(target.join("release").join(program))
 }
 
 /// A command under way.

@@ -2,15 +2,12 @@
 //! comes back, one is paused, one is cut off, and nothing is left after `down`.
 
 use anyhow::{Context, Result, ensure};
-use clustix_tests::program::{clustix, soft_roce_setup};
-use clustix_tests::{Output, Program};
+use clustix_tests::Program;
+use clustix_tests::machines::{Lines, Machines};
 use std::fs;
-use std::io::{BufRead, BufReader};
-use std::path::{Path, PathBuf};
-use std::process::{Child, Command, Stdio};
-use std::sync::mpsc::{Receiver, RecvTimeoutError, channel};
+use std::path::Path;
+use std::process::Stdio;
 use std::time::{Duration, Instant};
-use tempfile::TempDir;
 
 /// Emulated machines share two cores with whatever else runs; the first `up` also makes the image.
 const UP: Duration = Duration::from_secs(600);
@@ -19,110 +16,13 @@ const SILENCE: Duration = Duration::from_secs(5);
 /// A connection that was held up goes on within this: rxe's retries are seconds apart at most.
 const ALIVE: Duration = Duration::from_secs(60);
 
-struct Machines {
-    program: PathBuf,
-    clustix: String,
-    place: TempDir,
-}
-
-impl Machines {
-    fn new() -> Result<Machines> {
-        let place = tempfile::Builder::new().prefix("clv").tempdir_in("/tmp")?;
-        let clustix = clustix()?.display().to_string();
-        Ok(Machines { program: soft_roce_setup()?, clustix, place })
+/// Waits for a silence: what was under way comes, then nothing.
+fn silent(lines: &Lines) -> Result<()> {
+    let until = Instant::now() + ALIVE;
+    while lines.next(SILENCE)?.is_some() {
+        ensure!(Instant::now() < until, "it does not fall silent");
     }
-
-    fn state(&self) -> PathBuf {
-        self.place.path().join("vm")
-    }
-
-    fn command(&self, args: &[&str]) -> Command {
-        let mut command = Command::new(&self.program);
-        command.arg("vm").args(args).env("CLUSTIX_VM_STATE", self.state());
-        command
-    }
-
-    fn up(&self, nodes: &str) -> Command {
-        self.command(&["up", "--nodes", nodes, "--program", &self.clustix])
-    }
-
-    fn run(&self, args: &[&str]) -> Result<Output> {
-        Program::start(self.command(args), b"")?.end()
-    }
-
-    fn ok(&self, args: &[&str]) -> Result<String> {
-        let out = self.run(args)?.ok().with_context(|| args.join(" "))?;
-        println!("{:6.1} s  vm {}", out.took.as_secs_f32(), args.join(" "));
-        Ok(out.text())
-    }
-
-    /// Command lines that name the state folder.
-    fn processes(&self) -> Result<Vec<String>> {
-        let state = self.state().display().to_string();
-        let mut found = Vec::new();
-        for entry in fs::read_dir("/proc")?.flatten() {
-            let line = fs::read(entry.path().join("cmdline")).unwrap_or_default();
-            let line = String::from_utf8_lossy(&line).replace('\0', " ");
-            if line.contains(&state) {
-                found.push(line);
-            }
-        }
-        Ok(found)
-    }
-}
-
-impl Drop for Machines {
-    fn drop(&mut self) {
-        // Whatever failed before is the reason to be told.
-        let _ = self.run(&["down"]);
-    }
-}
-
-/// A command whose lines are looked at while it runs. Killed when dropped; the machine's agent then kills the program.
-struct Lines {
-    child: Child,
-    lines: Receiver<String>,
-}
-
-impl Lines {
-    fn start(mut command: Command) -> Result<Lines> {
-        let mut child = command.stdin(Stdio::null()).stdout(Stdio::piped()).spawn()?;
-        let out = child.stdout.take().context("no standard output")?;
-        let (sender, lines) = channel();
-        std::thread::spawn(move || {
-            for line in BufReader::new(out).lines().map_while(Result::ok) {
-                if sender.send(line).is_err() {
-                    return;
-                }
-            }
-        });
-        Ok(Lines { child, lines })
-    }
-
-    /// The next line, if one comes in time.
-    fn next(&self, within: Duration) -> Result<Option<String>> {
-        match self.lines.recv_timeout(within) {
-            Ok(line) => Ok(Some(line)),
-            Err(RecvTimeoutError::Timeout) => Ok(None),
-            Err(RecvTimeoutError::Disconnected) => anyhow::bail!("the program has ended"),
-        }
-    }
-
-    /// Waits for a silence: what was under way comes, then nothing.
-    fn silent(&self) -> Result<()> {
-        let until = Instant::now() + ALIVE;
-        while self.next(SILENCE)?.is_some() {
-            ensure!(Instant::now() < until, "it does not fall silent");
-        }
-        Ok(())
-    }
-}
-
-impl Drop for Lines {
-    fn drop(&mut self) {
-        let _ = self.child.kill();
-        let _ = self.child.wait();
-    }
+    Ok(())
 }
 
 /// Ends an `up` with SIGKILL once its first machine runs; what it left must be cleared by the next.
@@ -192,7 +92,7 @@ fn pauses_a_node(m: &Machines) -> Result<()> {
         ensure!(Instant::now() < until, "rping does not connect");
     };
     m.ok(&["pause", "3"])?;
-    pinging.silent()?;
+    silent(&pinging)?;
     ensure!(m.run(&["run", "--node", "3", "--", "true"])?.errors().contains("node 3 is paused"));
     m.ok(&["resume", "3"])?;
     ensure!(pinging.next(ALIVE)?.is_some(), "nothing came after resume");
@@ -217,7 +117,7 @@ fn cuts_a_node(m: &Machines) -> Result<()> {
 
 #[test]
 fn machines_with_rdma() -> Result<()> {
-    let m = Machines::new()?;
+    let m = Machines::new(false)?;
     ensure!(m.run(&["status"])?.errors().contains("vm up"));
     killed_up(&m)?;
     let up = Program::start(m.up("3"), b"")?.end_within(UP)?.ok()?;

@@ -23,6 +23,15 @@ const VM_PACKAGES: &[Package] = &[
     ("xz-utils", "/usr/bin/xz"),
 ];
 
+/// What a build with the verbs fabric needs.
+const VERBS_PACKAGES: &[Package] = &[
+    ("libclang1-14", "/usr/lib/llvm-14/lib/libclang.so.1"),
+    ("libclang-common-14-dev", "/usr/lib/llvm-14/lib/clang/14.0.6/include/stddef.h"),
+    ("libibverbs-dev", "/usr/include/infiniband/verbs.h"),
+    ("librdmacm-dev", "/usr/include/rdma/rdma_cma.h"),
+    ("pkg-config", "/usr/bin/pkg-config"),
+];
+
 fn root() -> bool {
     std::fs::metadata("/proc/self").is_ok_and(|m| std::os::unix::fs::MetadataExt::uid(&m) == 0)
 }
@@ -97,6 +106,14 @@ pub fn target() -> PathBuf {
 pub fn build() -> Result<PathBuf> {
     cargo(&["build", "--release", "--package", "clustix"])?;
     Ok(target().join("release/clustix"))
+}
+
+/// Builds the release `clustix` with the verbs fabric, and answers its path.
+pub fn build_verbs() -> Result<PathBuf> {
+    install(VERBS_PACKAGES)?;
+    let what = ["--package", "clustix", "--features", "verbs", "--bin", "clustix-verbs"];
+    cargo(&[&["build", "--release"][..], &what].concat())?;
+    Ok(target().join("release/clustix-verbs"))
 }
 
 /// Builds the release `soft-roce-setup` and answers its path.

@@ -7,7 +7,7 @@ use std::time::Instant;
 
 /// Whole-system suites: integration tests of the crate in `tests/`, on the release build.
 const SYSTEM: &[&str] =
-    &["tour", "posix", "wakeups", "isolation", "bad_input", "freeze", "failover", VM];
+    &["tour", "posix", "wakeups", "isolation", "bad_input", "freeze", "failover", "linear", VM];
 
 /// The suite that needs machines with soft-RoCE: packages, a program and an image of its own. Only when it
 /// is asked for, or everything is: it has failed once in seven runs for a reason not found.

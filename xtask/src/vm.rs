@@ -13,12 +13,12 @@ pub fn run(command: Command) -> Result<ExitCode> {
         agent: setup::target().join("release/soft-roce-setup"),
         clustix: None,
     };
-    if let Command::Up { program, .. } = &command {
+    if let Command::Up { program, bare, .. } = &command {
         setup::packages()?;
         setup::vm_packages()?;
         places.agent = setup::build_soft_roce()?;
         if program.is_none() {
-            places.clustix = Some(setup::build()?);
+            places.clustix = Some(if *bare { setup::build()? } else { setup::build_verbs()? });
         }
     }
     vm::execute(command, &places)

@@ -2,13 +2,18 @@
 
 use crate::command::{Command, State};
 use crate::{node_of, raft_id};
+use clustix_ccache::lease::Timing;
 use clustix_ccache::view::Member;
 use std::collections::{BTreeMap, BTreeSet};
 
 /// A report of suspicions older than this no longer counts, ns: whoever suspects repeats itself.
-pub const REPORT_AGE: u64 = 600_000_000;
+pub fn report_age(timing: Timing) -> u64 {
+    timing.scaled(600_000_000)
+}
 /// A wish to join older than this is forgotten, ns: whoever wishes repeats itself.
-pub const JOIN_AGE: u64 = 2_000_000_000;
+pub fn join_age(timing: Timing) -> u64 {
+    timing.scaled(2_000_000_000)
+}
 /// How long the first view waits for all of the first members, ns.
 pub const FIRST_WAIT: u64 = 20_000_000_000;
 /// Entries that a learner may lack when it is made a voter.
@@ -32,8 +37,8 @@ pub struct Situation {
     pub me: u64,
     /// When it began to lead.
     pub leading_since: u64,
-    /// Length of a lease, ns.
-    pub lease: u64,
+    /// Lease times.
+    pub timing: Timing,
     /// The latest state.
     pub state: State,
     /// Voters' raft ids.
@@ -115,7 +120,8 @@ impl Situation {
 
     fn suspects(&self, id: u64, slot: u8, incarnation: u64) -> bool {
         self.reports.get(&id).is_some_and(|r| {
-            self.now.saturating_sub(r.at) < REPORT_AGE && r.suspects.contains(&(slot, incarnation))
+            self.now.saturating_sub(r.at) < report_age(self.timing)
+                && r.suspects.contains(&(slot, incarnation))
         })
     }
 
@@ -134,7 +140,7 @@ impl Situation {
             let alone = self
                 .own
                 .get(&(m.slot, m.incarnation))
-                .is_some_and(|since| self.now.saturating_sub(*since) > 2 * self.lease);
+                .is_some_and(|since| self.now.saturating_sub(*since) > 2 * self.timing.lease_ns);
             // A new incarnation that asks to join is proof enough that the one before is no more.
             let replaced =
                 self.fresh_joins().any(|j| j.slot == m.slot && j.incarnation > m.incarnation);
@@ -161,7 +167,7 @@ impl Situation {
     }
 
     fn fresh_joins(&self) -> impl Iterator<Item = &Member> {
-        let fresh = |at: u64| self.now.saturating_sub(at) < JOIN_AGE;
+        let fresh = |at: u64| self.now.saturating_sub(at) < join_age(self.timing);
         self.joins.iter().filter(move |(m, at)| fresh(*at) && self.state.is_new(m)).map(|(m, _)| m)
     }
 
@@ -235,7 +241,6 @@ mod tests {
         Situation {
             now: 10_000 * MS,
             me: 16,
-            lease: 250 * MS,
             state,
             voters: ids.clone(),
             nodes: ids,
@@ -256,7 +261,7 @@ mod tests {
         report(&mut s, 16, &[(2, 1)]);
         let evict = Step::Propose(Command::Evict { slot: 2, incarnation: 1 });
         assert_eq!(s.decide(), Some(evict.clone()));
-        s.now += REPORT_AGE;
+        s.now += report_age(Timing::default());
         assert_eq!(s.decide(), None, "stale reports");
         s.own.insert((2, 1), s.now - 499 * MS);
         assert_eq!(s.decide(), None);
@@ -298,7 +303,7 @@ mod tests {
         s.voters.insert(33);
         assert_eq!(s.decide(), Some(Step::Propose(Command::Join(member(1, 2)))));
         let mut gave_up = s.clone();
-        gave_up.now += JOIN_AGE;
+        gave_up.now += join_age(gave_up.timing);
         assert_eq!(gave_up.decide(), Some(Step::SetVoters([16, 18].into())));
         s.state.apply(&Command::Join(member(1, 2)));
         assert_eq!(s.decide(), None);

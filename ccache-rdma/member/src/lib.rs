@@ -1,5 +1,6 @@
 #![forbid(unsafe_code)]
-//! Membership: views of the cluster, decided by a majority (openraft over Unix sockets), and given
+//! Membership: views of the cluster, decided by a majority (openraft over Unix
+//! sockets on one machine, over TCP between machines), and given
 //! to the node's own ccache only once they are committed.
 //!
 //! A raft id is slot + 16 × incarnation, so that a node which lost its memory never votes under a
@@ -8,6 +9,7 @@
 
 use std::io::Cursor;
 
+pub mod address;
 pub mod command;
 pub mod decide;
 pub mod network;

@@ -1,7 +1,8 @@
-//! Remote calls between members: one frame out, one frame back, over Unix sockets. A frame is a
-//! 32-bit length and that many bytes of `postcard`.
+//! Remote calls between members: one frame out, one frame back. A frame is a 32-bit length and that
+//! many bytes of `postcard`.
 
 use crate::TypeConfig;
+use crate::address::{Stream, dial};
 use clustix_ccache::view::{Member, View};
 use openraft::BasicNode;
 use openraft::error::{InstallSnapshotError, NetworkError, RPCError, RaftError, Unreachable};
@@ -15,7 +16,6 @@ use serde::{Deserialize, Serialize};
 use std::io::{Error, ErrorKind};
 use std::time::Duration;
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
-use tokio::net::UnixStream;
 
 /// Longest frame, bytes.
 const MAX_FRAME: u32 = 1 << 20;
@@ -46,6 +46,8 @@ pub enum Call {
     Join(Member),
     /// What is your view, and are you ready?
     Status,
+    /// Do you wait for a cluster to be founded, and know of none?
+    Found,
 }
 
 /// An answer.
@@ -61,6 +63,8 @@ pub enum Answer {
     Noted,
     /// Its raft id and latest view.
     Status(u64, Box<View>),
+    /// Its raft id: it is there and knows of no cluster.
+    Waits(u64),
     /// Not the member that the call was for, or it could not do it.
     Refused,
 }
@@ -77,7 +81,7 @@ pub struct Envelope {
 }
 
 /// Sends one frame.
-pub async fn send<T: Serialize>(stream: &mut UnixStream, message: &T) -> std::io::Result<()> {
+pub async fn send<T: Serialize>(stream: &mut Stream, message: &T) -> std::io::Result<()> {
     let mut frame = vec![0; 4];
     frame = postcard::to_extend(message, frame).map_err(|_| Error::from(ErrorKind::InvalidData))?;
     let len = u32::try_from(frame.len() - 4).unwrap_or(u32::MAX);
@@ -89,7 +93,7 @@ pub async fn send<T: Serialize>(stream: &mut UnixStream, message: &T) -> std::io
 }
 
 /// Receives one frame.
-pub async fn receive<T: DeserializeOwned>(stream: &mut UnixStream) -> std::io::Result<T> {
+pub async fn receive<T: DeserializeOwned>(stream: &mut Stream) -> std::io::Result<T> {
     let mut len = [0; 4];
     stream.read_exact(&mut len).await?;
     let len = u32::from_le_bytes(len);
@@ -107,12 +111,13 @@ pub async fn receive<T: DeserializeOwned>(stream: &mut UnixStream) -> std::io::R
 
 /// One call on a connection of its own.
 pub async fn call_once(
-    path: &str,
+    address: &str,
+    token: u64,
     envelope: &Envelope,
     bound: Duration,
 ) -> std::io::Result<Answer> {
     let call = async {
-        let mut stream = UnixStream::connect(path).await?;
+        let mut stream = dial(address, token).await?;
         send(&mut stream, envelope).await?;
         receive(&mut stream).await
     };
@@ -123,21 +128,25 @@ pub async fn call_once(
 pub struct Factory {
     /// This member's raft id.
     pub me: u64,
+    /// What members on other machines are told first.
+    pub token: u64,
 }
 
 /// A connection to one member, made when it is needed.
 pub struct Peer {
     me: u64,
+    token: u64,
     target: u64,
-    path: String,
-    stream: Option<UnixStream>,
+    address: String,
+    stream: Option<Stream>,
 }
 
 impl RaftNetworkFactory<TypeConfig> for Factory {
     type Network = Peer;
 
     async fn new_client(&mut self, target: u64, node: &BasicNode) -> Peer {
-        Peer { me: self.me, target, path: node.addr.clone(), stream: None }
+        let Factory { me, token } = *self;
+        Peer { me, token, target, address: node.addr.clone(), stream: None }
     }
 }
 
@@ -147,11 +156,11 @@ impl Peer {
         // Taken out while in use: a connection that failed, or was given up in the middle of a
         // frame, is not used again.
         let held = self.stream.take();
-        let path = &self.path;
+        let (address, token) = (&self.address, self.token);
         let exchange = async {
             let mut stream = match held {
                 Some(s) => s,
-                None => UnixStream::connect(path).await?,
+                None => dial(address, token).await?,
             };
             send(&mut stream, &envelope).await?;
             let answer: Answer = receive(&mut stream).await?;

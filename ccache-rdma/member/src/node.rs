@@ -1,5 +1,6 @@
 //! One member at work: raft, the socket that others call, and the loop that decides.
 
+use crate::address::{Listener, Place, Stream};
 use crate::command::{Command, State};
 use crate::decide::{Report, Situation, Step};
 use crate::network::{Answer, Call, Envelope, Factory, call_once, receive, send};
@@ -15,7 +16,6 @@ use serde::{Deserialize, Serialize};
 use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
 use std::time::Duration;
-use tokio::net::{UnixListener, UnixStream};
 use tokio::sync::{Semaphore, mpsc, watch};
 use tokio::task::JoinHandle;
 use tokio::time::timeout;
@@ -27,6 +27,9 @@ pub enum Start {
     First(Vec<(u8, u64)>),
     /// It joins a cluster that runs, through any other member.
     Join,
+    /// It joins a cluster that runs; if there is none, the nodes in these slots found one, once all
+    /// of them are there.
+    Found(Vec<u8>),
 }
 
 /// What a member must know.
@@ -36,9 +39,10 @@ pub struct Config {
     pub slot: u8,
     /// Start of the kernel process, at least 1; higher at each start of this slot.
     pub incarnation: u64,
-    /// The cluster's state folder: member K listens at `node-K/member.sock`, its ccache at
-    /// `node-K/fabric.sock`.
-    pub state: String,
+    /// Where the nodes that there may be listen.
+    pub places: Vec<Place>,
+    /// What members on different machines know each other by.
+    pub token: u64,
     /// How it came to be.
     pub start: Start,
     /// Lease times.
@@ -46,19 +50,19 @@ pub struct Config {
 }
 
 impl Config {
-    /// Where the member in `slot` listens.
-    pub fn member_socket(&self, slot: u8) -> String {
-        format!("{}/node-{slot}/member.sock", self.state)
+    fn place(&self, slot: u8) -> Option<&Place> {
+        self.places.iter().find(|p| p.slot == slot)
     }
-    /// Where the ccache in `slot` listens.
-    pub fn fabric_socket(&self, slot: u8) -> String {
-        format!("{}/node-{slot}/fabric.sock", self.state)
+    /// Where the member in `slot` listens; empty if there can be none.
+    pub fn address(&self, slot: u8) -> &str {
+        self.place(slot).map_or("", |p| &p.member)
     }
     fn id(&self) -> u64 {
         raft_id(self.slot, self.incarnation)
     }
     fn member(&self, slot: u8, incarnation: u64) -> Member {
-        Member { slot, incarnation, path: self.fabric_socket(slot) }
+        let path = self.place(slot).map_or_else(String::new, |p| p.fabric.clone());
+        Member { slot, incarnation, path }
     }
 }
 
@@ -90,19 +94,28 @@ pub enum Ended {
 const MAX_CONNECTIONS: usize = 64;
 /// The loop looks around this often.
 const TICK: Duration = Duration::from_millis(20);
-/// Suspicions, copies and wishes are told again after this, ns.
-const REPEAT: u64 = 100_000_000;
-/// A call to another member is given up after this.
-const CALL_BOUND: Duration = Duration::from_millis(300);
-/// A step of the leader's is given up after this; it is decided again.
-const STEP_BOUND: Duration = Duration::from_millis(1_000);
-/// Without a leader for this long, other members are asked what became of the cluster, ns.
-const LOST: u64 = 1_000_000_000;
-/// How long after a leader's death the others grant votes again: the longest election timeout, and
-/// a little, ns.
-const LEADER_LEASE: u64 = 320_000_000;
 /// Copies to report that are kept at most.
 const MAX_PENDING: usize = 4_096;
+
+/// The times of a member, which go with the lease: those given here for one of 250 ms, in
+/// milliseconds.
+mod times {
+    /// Raft's heartbeats, and bounds of its election time-outs.
+    pub const HEARTBEAT: u64 = 50;
+    pub const ELECTION_MIN: u64 = 150;
+    pub const ELECTION_MAX: u64 = 300;
+    /// How long after a leader's death the others grant votes again: the longest election time-out,
+    /// and a little.
+    pub const LEADER_LEASE: u64 = 320;
+    /// Suspicions, copies and wishes are told again after this.
+    pub const REPEAT: u64 = 100;
+    /// A call to another member is given up after this.
+    pub const CALL_BOUND: u64 = 300;
+    /// A step of the leader's, or a snapshot, is given up after this; it is decided again.
+    pub const STEP_BOUND: u64 = 1_000;
+    /// Without a leader for this long, other members are asked what became of the cluster.
+    pub const LOST: u64 = 1_000;
+}
 
 type Rebuilt = (u8, u64, Vec<u16>);
 
@@ -118,17 +131,21 @@ enum Told {
         id: u64,
         member: Member,
     },
+    /// A founder waits for a cluster.
+    Waits {
+        slot: u8,
+        id: u64,
+    },
     /// Another member's view, asked for since this one hears of no leader.
     View(View),
 }
 
 /// Runs a member until its node is evicted or something it needs goes away. `listener` is bound
-/// to [`Config::member_socket`], and only processes of the user `owner` are answered; `region` is the memory region `raft`; `events` come from the
-/// node's ccache, `views` go there, in order; the last may be one without this node, which ends it.
+/// to [`Config::address`]; `region` is the memory region `raft`; `events` come from the node's
+/// ccache, `views` go there, in order; the last may be one without this node, which ends it.
 pub async fn run(
     config: Config,
-    listener: UnixListener,
-    owner: u32,
+    listener: Listener,
     region: Region,
     events: mpsc::Receiver<MemberEvent>,
     views: mpsc::Sender<View>,
@@ -138,12 +155,13 @@ pub async fn run(
     let pristine = store.pristine();
     let (committed, from_machine) = mpsc::channel(64);
     let (latest, state) = watch::channel(State::default());
+    let ms = |at_default| config.timing.scaled(at_default * 1_000_000) / 1_000_000;
     let raft_config = openraft::Config {
         cluster_name: "clustix".into(),
-        heartbeat_interval: 50,
-        election_timeout_min: 150,
-        election_timeout_max: 300,
-        install_snapshot_timeout: 1_000,
+        heartbeat_interval: ms(times::HEARTBEAT),
+        election_timeout_min: ms(times::ELECTION_MIN),
+        election_timeout_max: ms(times::ELECTION_MAX),
+        install_snapshot_timeout: ms(times::STEP_BOUND),
         snapshot_policy: SnapshotPolicy::LogsSinceLast(48),
         max_in_snapshot_log_to_keep: 16,
         replication_lag_threshold: 64,
@@ -151,12 +169,12 @@ pub async fn run(
     };
     let raft_config = raft_config.validate().map_err(|e| Ended::Raft(e.to_string()))?;
     let machine = Machine::new(store.clone(), committed, latest).await;
-    let raft = Raft::new(me, Arc::new(raft_config), Factory { me }, store, machine)
-        .await
-        .map_err(|e| Ended::Raft(e.to_string()))?;
+    let raft =
+        Raft::new(me, Arc::new(raft_config), Factory { me, token: config.token }, store, machine)
+            .await
+            .map_err(|e| Ended::Raft(e.to_string()))?;
     let (tell, told) = mpsc::channel(256);
-    let server =
-        tokio::spawn(serve(listener, owner, raft.clone(), me, state.clone(), tell.clone()));
+    let server = tokio::spawn(serve(listener, raft.clone(), me, state.clone(), tell.clone()));
     let forwarder = tokio::spawn(forward(config.clone(), from_machine, views.clone()));
     if pristine
         && let Start::First(first) = &config.start
@@ -164,17 +182,18 @@ pub async fn run(
     {
         let nodes: BTreeMap<u64, BasicNode> = first
             .iter()
-            .map(|(s, i)| (raft_id(*s, *i), BasicNode::new(config.member_socket(*s))))
+            .map(|(s, i)| (raft_id(*s, *i), BasicNode::new(config.address(*s))))
             .collect();
         // Refused when an earlier process of this incarnation did it already.
         if let Err(e) = raft.initialize(nodes).await {
             tracing::debug!("initialize: {e}");
         }
     }
+    let bound = Duration::from_millis(ms(times::STEP_BOUND));
     let governor = Governor::new(config, raft.clone(), state, tell, views);
     let why = governor.run(events, told, forwarder).await;
     server.abort();
-    let _ = timeout(STEP_BOUND, raft.shutdown()).await;
+    let _ = timeout(bound, raft.shutdown()).await;
     Err(why)
 }
 
@@ -201,8 +220,7 @@ async fn forward(
 }
 
 async fn serve(
-    listener: UnixListener,
-    owner: u32,
+    listener: Listener,
     raft: Raft<TypeConfig>,
     me: u64,
     state: watch::Receiver<State>,
@@ -211,26 +229,22 @@ async fn serve(
     let permits = Arc::new(Semaphore::new(MAX_CONNECTIONS));
     loop {
         let Ok(permit) = permits.clone().acquire_owned().await else { return };
-        let stream = match listener.accept().await {
-            Ok((stream, _)) => stream,
-            Err(_) => {
-                tokio::time::sleep(TICK).await;
-                continue;
-            }
-        };
-        if stream.peer_cred().map(|c| c.uid()).ok() != Some(owner) {
+        let Ok(caller) = listener.accept().await else {
+            tokio::time::sleep(TICK).await;
             continue;
-        }
+        };
         let (raft, state, tell) = (raft.clone(), state.clone(), tell.clone());
         tokio::spawn(async move {
             let _permit = permit;
-            connection(stream, &raft, me, &state, &tell).await;
+            if let Ok(stream) = caller.greet().await {
+                connection(stream, &raft, me, &state, &tell).await;
+            }
         });
     }
 }
 
 async fn connection(
-    mut stream: UnixStream,
+    mut stream: Stream,
     raft: &Raft<TypeConfig>,
     me: u64,
     state: &watch::Receiver<State>,
@@ -278,6 +292,9 @@ async fn answer(
             note(Told::Join(m))
         }
         Call::Report(_) | Call::Join(_) => Answer::Refused,
+        // One that was in the log of a cluster before must not be taken for another.
+        Call::Found if raft.metrics().borrow().last_log_index.is_some() => Answer::Refused,
+        Call::Found => Answer::Waits(me),
         Call::Status => Answer::Status(me, Box::new(state.borrow().view.clone())),
     }
 }
@@ -288,6 +305,8 @@ struct Governor {
     state: watch::Receiver<State>,
     tell: mpsc::Sender<Told>,
     views: mpsc::Sender<View>,
+    /// As the one who founds a cluster: the incarnations that have said they wait for one.
+    founders: BTreeMap<u8, (u64, u64)>,
     /// Since when this node's ccache suspects them.
     own: BTreeMap<(u8, u64), u64>,
     reports: BTreeMap<u64, Report>,
@@ -319,6 +338,7 @@ impl Governor {
             state,
             tell,
             views,
+            founders: BTreeMap::new(),
             own: BTreeMap::new(),
             reports: BTreeMap::new(),
             joins: Vec::new(),
@@ -331,6 +351,11 @@ impl Governor {
             repeat_at: 0,
             step: None,
         }
+    }
+
+    /// A time of [`times`] as it is with this lease, ns.
+    fn time(&self, ms_at_default: u64) -> u64 {
+        self.config.timing.scaled(ms_at_default * 1_000_000)
     }
 
     async fn run(
@@ -387,6 +412,7 @@ impl Governor {
 
     fn told(&mut self, told: Told) -> Option<Ended> {
         let now = now_ns();
+        let join_age = crate::decide::join_age(self.config.timing);
         match told {
             Told::Report { from, suspects } => {
                 if self.reports.len() < 4 * MAX_NODES || self.reports.contains_key(&from) {
@@ -401,10 +427,16 @@ impl Governor {
             Told::Join(m) => {
                 self.joins.retain(|(j, at)| {
                     (j.slot, j.incarnation) != (m.slot, m.incarnation)
-                        && now.saturating_sub(*at) < crate::decide::JOIN_AGE
+                        && now.saturating_sub(*at) < join_age
                 });
                 if self.joins.len() < MAX_NODES {
                     self.joins.push((m, now));
+                }
+            }
+            Told::Waits { slot, id } => {
+                let (theirs, incarnation) = node_of(id);
+                if theirs == slot {
+                    self.founders.insert(slot, (incarnation, now));
                 }
             }
             Told::Ready { id, member } => {
@@ -459,7 +491,7 @@ impl Governor {
             }
         }
         if now >= self.repeat_at {
-            self.repeat_at = now + REPEAT;
+            self.repeat_at = now + self.time(times::REPEAT);
             self.tell_others(now, &view, leader, leads);
         }
         if let Some(leader) = leader {
@@ -477,7 +509,8 @@ impl Governor {
     /// Stands for election as soon as votes are granted again after the leader's death, if nobody
     /// with a lower slot lives: sooner than at the end of a random time-out, and alone.
     fn stand(&mut self, now: u64, view: &View, leader: u64) {
-        let over = |at: &u64| now.saturating_sub(*at) >= LEADER_LEASE;
+        let lease = self.time(times::LEADER_LEASE);
+        let over = |at: &u64| now.saturating_sub(*at) >= lease;
         if self.stood == Some(leader) || !self.own.get(&node_of(leader)).is_some_and(over) {
             return;
         }
@@ -494,9 +527,10 @@ impl Governor {
 
     /// Calls another member without waiting for it.
     fn call(&self, slot: u8, to: u64, call: Call) -> JoinHandle<std::io::Result<Answer>> {
-        let path = self.config.member_socket(slot);
+        let (address, token) = (self.config.address(slot).to_owned(), self.config.token);
         let envelope = Envelope { from: self.config.id(), to, call };
-        tokio::spawn(async move { call_once(&path, &envelope, CALL_BOUND).await })
+        let bound = Duration::from_nanos(self.time(times::CALL_BOUND));
+        tokio::spawn(async move { call_once(&address, token, &envelope, bound).await })
     }
 
     fn tell_others(&mut self, now: u64, view: &View, leader: Option<u64>, leads: bool) {
@@ -516,14 +550,15 @@ impl Governor {
             }
         }
         let here = view.member(me).is_some_and(|m| m.incarnation == self.config.incarnation);
-        if self.config.start == Start::Join && !here {
+        if !matches!(self.config.start, Start::First(_)) && !here {
             // Only the leader acts on it; which node that is, a newcomer does not know.
             let wish = self.config.member(me, self.config.incarnation);
-            for slot in (0..MAX_NODES as u8).filter(|s| *s != me) {
-                self.call(slot, 0, Call::Join(wish.clone()));
+            for place in self.config.places.iter().filter(|p| p.slot != me) {
+                self.call(place.slot, 0, Call::Join(wish.clone()));
             }
+            self.found(now, view);
         }
-        if here && now.saturating_sub(self.heard_of_leader) > LOST {
+        if here && now.saturating_sub(self.heard_of_leader) > self.time(times::LOST) {
             for m in others() {
                 self.ask(m.slot);
             }
@@ -542,6 +577,46 @@ impl Governor {
                     }
                 });
             }
+        }
+    }
+
+    /// The founder with the lowest slot initializes raft once all founders have said, within the
+    /// time of a few tries, that they are there and know of no cluster. Nobody else does, and one
+    /// that has heard of a cluster does not; so there is one at most. (One that dies in between is
+    /// missed in the first view, which then waits for [`crate::decide::FIRST_WAIT`].)
+    fn found(&mut self, now: u64, view: &View) {
+        let Start::Found(founders) = &self.config.start else { return };
+        let me = self.config.slot;
+        let knows = self.raft.metrics().borrow().last_log_index.is_some();
+        if view.epoch > 0 || knows || founders.iter().min() != Some(&me) {
+            return;
+        }
+        let fresh = self.time(times::CALL_BOUND);
+        self.founders.retain(|_, (_, at)| now.saturating_sub(*at) < fresh);
+        self.founders.insert(me, (self.config.incarnation, now));
+        if founders.iter().all(|s| self.founders.contains_key(s)) {
+            let nodes: BTreeMap<u64, BasicNode> = founders
+                .iter()
+                .filter_map(|s| {
+                    let (incarnation, _) = self.founders.get(s)?;
+                    Some((raft_id(*s, *incarnation), BasicNode::new(self.config.address(*s))))
+                })
+                .collect();
+            let raft = self.raft.clone();
+            tokio::spawn(async move {
+                if let Err(e) = raft.initialize(nodes).await {
+                    tracing::debug!("initialize: {e}");
+                }
+            });
+            return;
+        }
+        for slot in founders.iter().copied().filter(|s| *s != me) {
+            let (asked, tell) = (self.call(slot, 0, Call::Found), self.tell.clone());
+            tokio::spawn(async move {
+                if let Ok(Ok(Answer::Waits(id))) = asked.await {
+                    let _ = tell.send(Told::Waits { slot, id }).await;
+                }
+            });
         }
     }
 
@@ -567,7 +642,7 @@ impl Governor {
                 now,
                 me: self.config.id(),
                 leading_since,
-                lease: self.config.timing.lease_ns,
+                timing: self.config.timing,
                 state: self.state.borrow().clone(),
                 voters: m.membership_config.voter_ids().collect(),
                 nodes: m.membership_config.nodes().map(|(id, _)| *id).collect(),
@@ -583,8 +658,9 @@ impl Governor {
         let Some(step) = situation.decide() else { return };
         eprintln!("member: {step}");
         let (raft, config) = (self.raft.clone(), self.config.clone());
+        let bound = Duration::from_nanos(self.time(times::STEP_BOUND));
         self.step = Some(tokio::spawn(async move {
-            if timeout(STEP_BOUND, take(&raft, &config, step)).await.is_err() {
+            if timeout(bound, take(&raft, &config, step)).await.is_err() {
                 eprintln!("member: that took too long");
             }
         }));
@@ -595,7 +671,7 @@ async fn take(raft: &Raft<TypeConfig>, config: &Config, step: Step) {
     let failed = match step {
         Step::Propose(command) => propose(raft, command).await,
         Step::AddLearner(id) => {
-            let node = BasicNode::new(config.member_socket(node_of(id).0));
+            let node = BasicNode::new(config.address(node_of(id).0));
             raft.add_learner(id, node, false).await.err().map(|e| e.to_string())
         }
         Step::SetVoters(voters) => {

@@ -1,6 +1,7 @@
 //! The protection domain `member`: a [`crate::node`] between its ccache's ring and the others'
 //! sockets.
 
+use crate::address::{Listener, is_path};
 use crate::node::{Config, Ended, run};
 use clustix_ccache::cache::CacheError;
 use clustix_ccache::client::CacheClient;
@@ -15,7 +16,7 @@ fn fail(why: &dyn std::fmt::Display) -> ! {
 }
 
 /// What runs in the domain. Needs the channel `ccache` (rights of membership), the region `raft`,
-/// writable, the descriptor `member` (a listening Unix socket) and [`Config`] as arguments.
+/// writable, the descriptor `member` (a listening socket) and [`Config`] as arguments.
 pub fn main(mut boot: Boot) -> ! {
     let config: Config = match postcard::from_bytes(&boot.args) {
         Ok(c) => c,
@@ -26,7 +27,7 @@ pub fn main(mut boot: Boot) -> ! {
         (Err(e), _) | (_, Err(e)) => fail(&e),
     };
     let listener = match boot.descriptor("member") {
-        Ok(fd) => std::os::unix::net::UnixListener::from(fd),
+        Ok(fd) => fd,
         Err(e) => fail(&e),
     };
     // The sandbox does not let it be asked for later.
@@ -45,15 +46,14 @@ pub fn main(mut boot: Boot) -> ! {
     let ring = cache.clone();
     std::thread::spawn(move || listen(&ring, &events));
     std::thread::spawn(move || install(&cache, to_install));
-    if let Err(e) = boot.enter_sandbox() {
+    let address = config.address(config.slot).to_owned();
+    let beyond = if is_path(&address) { None } else { Some("tcp") };
+    if let Err(e) = boot.enter_sandbox(beyond) {
         fail(&e);
     }
     let ended = runtime.block_on(async {
-        if let Err(e) = listener.set_nonblocking(true) {
-            return Ended::Start(e);
-        }
-        match tokio::net::UnixListener::from_std(listener) {
-            Ok(listener) => match run(config, listener, owner, region, for_member, views).await {
+        match Listener::new(listener, &address, owner, config.token) {
+            Ok(listener) => match run(config, listener, region, for_member, views).await {
                 Err(e) => e,
                 Ok(never) => match never {},
             },

@@ -3,8 +3,10 @@
 use clustix_ccache::lease::Timing;
 use clustix_ccache::request::MemberEvent;
 use clustix_ccache::view::View;
+use clustix_member::address::{Listener, Place, is_path};
 use clustix_member::{Config, RAFT_BYTES, Start, run};
 use clustix_pd::Region;
+use std::os::fd::OwnedFd;
 use std::path::{Path, PathBuf};
 use std::time::{Duration, Instant};
 use tokio::runtime::Runtime;
@@ -43,7 +45,8 @@ impl Node {
         let config = Config {
             slot,
             incarnation,
-            state: dir.to_str().unwrap().into(),
+            places: (0..4).map(|s| Place::local(dir.to_str().unwrap(), s)).collect(),
+            token: 0,
             start,
             timing: Timing::default(),
         };
@@ -54,18 +57,22 @@ impl Node {
         let (events, for_member) = mpsc::channel(16);
         let (to_ccache, views) = mpsc::channel(64);
         let (stop, stopped) = tokio::sync::oneshot::channel();
-        let path = config.member_socket(config.slot);
-        let _ = std::fs::remove_file(&path);
-        let listener = std::os::unix::net::UnixListener::bind(path).unwrap();
+        let path = config.address(config.slot).to_owned();
+        let listener: OwnedFd = if is_path(&path) {
+            let _ = std::fs::remove_file(&path);
+            std::os::unix::net::UnixListener::bind(&path).unwrap().into()
+        } else {
+            std::net::TcpListener::bind(&path).unwrap().into()
+        };
         let (c, r) = (config.clone(), region.clone());
         let thread = std::thread::spawn(move || {
             let runtime: Runtime =
                 tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap();
             let ended = runtime.block_on(async move {
-                listener.set_nonblocking(true).unwrap();
-                let listener = tokio::net::UnixListener::from_std(listener).unwrap();
+                let owner = rustix::process::getuid().as_raw();
+                let listener = Listener::new(listener, &path, owner, c.token).unwrap();
                 tokio::select! {
-                    e = run(c, listener, rustix::process::getuid().as_raw(), r, for_member, to_ccache) => Some(e.unwrap_err().to_string()),
+                    e = run(c, listener, r, for_member, to_ccache) => Some(e.unwrap_err().to_string()),
                     _ = stopped => None,
                 }
             });
@@ -272,4 +279,59 @@ fn of_two_nodes_one_decides_nothing() {
     std::thread::sleep(Duration::from_millis(1_500));
     assert!(nodes[0].views.try_recv().is_err(), "half of a cluster decided something");
     nodes[0].kill();
+}
+
+/// Over TCP, as between machines: each node is started alone and knows where the others would be.
+#[test]
+fn founders_wait_for_each_other_and_whoever_comes_back_joins() {
+    const TOKEN: u64 = 0x5eed;
+    let free = || {
+        let socket = std::net::TcpListener::bind("127.0.0.1:0").unwrap();
+        socket.local_addr().unwrap().to_string()
+    };
+    let places: Vec<Place> = (1..4)
+        .map(|slot| Place { slot, member: free(), fabric: format!("10.0.0.{slot}:7471") })
+        .collect();
+    let start = |slot: u8, incarnation: u64, token: u64| {
+        let config = Config {
+            slot,
+            incarnation,
+            places: places.clone(),
+            token,
+            start: Start::Found(vec![1, 2, 3]),
+            timing: Timing::default(),
+        };
+        Node::with_region(config, Region::anonymous(RAFT_BYTES).unwrap())
+    };
+    let mut one = start(1, 100, TOKEN);
+    // One that was there and started again before the cluster was; and one of another cluster.
+    let mut gone = start(3, 300, TOKEN);
+    std::thread::sleep(Duration::from_millis(150));
+    gone.kill();
+    std::thread::sleep(Duration::from_millis(500));
+    let mut two = start(2, 200, TOKEN);
+    let mut stranger = start(3, 301, TOKEN + 1);
+    std::thread::sleep(Duration::from_millis(1_500));
+    assert!(one.views.try_recv().is_err(), "a cluster without one of its founders");
+    stranger.kill();
+    let mut three = start(3, 302, TOKEN);
+    for n in [&mut one, &mut two, &mut three] {
+        let v = n.view("first view", |_| true);
+        let members: Vec<(u8, u64)> = v.members.iter().map(|m| (m.slot, m.incarnation)).collect();
+        assert_eq!((v.epoch, members), (1, vec![(1, 100), (2, 200), (3, 302)]));
+        assert_eq!(v.members[1].path, "10.0.0.2:7471");
+    }
+    // The one that founds dies; its next start finds the cluster, and founds no other.
+    one.kill();
+    two.suspect(1, 100);
+    three.suspect(1, 100);
+    for n in [&mut two, &mut three] {
+        n.view("view without it", |v| v.member(1).is_none());
+    }
+    let mut one = start(1, 101, TOKEN);
+    for n in [&mut one, &mut two, &mut three] {
+        let v = n.view("view with it", |v| v.member(1).is_some_and(|m| m.incarnation == 101));
+        assert_eq!(slots(&v), [1, 2, 3]);
+        n.kill();
+    }
 }

@@ -35,27 +35,55 @@ fn apply(state: u64, act: Act) -> Option<u64> {
     }
 }
 
-#[derive(Clone)]
+/// How far an order has come: which operations are in it, and what they left.
+#[derive(Clone, PartialEq, Eq, Hash)]
 struct Point {
-    done: Vec<u64>,
     state: u64,
     /// The first known operation that is not done.
     first: usize,
+    /// Known operations that are done, a bit each, from the word on in which `first` is.
+    done: Vec<u64>,
+    /// Those with unknown outcomes that are done.
+    late: Vec<u64>,
+}
+
+fn bit(words: &[u64], i: usize) -> bool {
+    words.get(i / 64).is_some_and(|w| w & 1 << (i % 64) != 0)
+}
+
+fn set(words: &mut Vec<u64>, i: usize) {
+    if words.len() <= i / 64 {
+        words.resize(i / 64 + 1, 0);
+    }
+    words[i / 64] |= 1 << (i % 64);
 }
 
 impl Point {
-    fn is_done(&self, i: usize) -> bool {
-        self.done[i / 64] & 1 << (i % 64) != 0
+    fn is_done(&self, i: usize, known: usize) -> bool {
+        if i >= known {
+            return bit(&self.late, i - known);
+        }
+        i < self.first || bit(&self.done, i - self.first / 64 * 64)
     }
     fn with(&self, i: usize, state: u64, known: usize) -> Point {
-        let mut next = Point { done: self.done.clone(), state, first: self.first };
-        next.done[i / 64] |= 1 << (i % 64);
-        while next.first < known && next.is_done(next.first) {
+        let mut next = Point { state, ..self.clone() };
+        if i >= known {
+            set(&mut next.late, i - known);
+            return next;
+        }
+        let base = self.first / 64;
+        set(&mut next.done, i - base * 64);
+        while next.first < known && bit(&next.done, next.first - base * 64) {
             next.first += 1;
         }
+        // All of what is left out is done, and nothing of what would follow.
+        next.done.drain(..(next.first / 64 - base).min(next.done.len()));
         next
     }
 }
+
+/// Points looked at, at most, before a history counts as undecided.
+const MOST: usize = 5_000_000;
 
 /// Whether some order of the operations explains every answer, from `start` on. The error names
 /// the operation that no order reaches.
@@ -63,22 +91,38 @@ pub fn linearizable(start: u64, history: &[Record]) -> Result<(), String> {
     let mut all: Vec<Record> = history.iter().filter(|r| r.end.is_some()).copied().collect();
     all.sort_by_key(|r| r.begin);
     let known = all.len();
-    // Nobody need ever have seen what is unknown: reads among them say nothing.
-    let unknown = history.iter().filter(|r| r.end.is_none() && !matches!(r.act, Act::Read(_)));
-    all.extend(unknown.copied());
-    let start = Point { done: vec![0; all.len().div_ceil(64)], state: start, first: 0 };
+    // Nobody need ever have done what nobody saw: an order with such a write in it explains no
+    // more than the same one without.
+    let used: HashSet<u64> = history
+        .iter()
+        .filter_map(|r| match r.act {
+            Act::Read(v) => Some(v),
+            Act::Swap(from, _) => Some(from),
+            Act::Set(_) => None,
+        })
+        .collect();
+    let seen_by_some = |r: &&Record| match r.act {
+        Act::Read(_) => false,
+        Act::Swap(_, to) | Act::Set(to) => used.contains(&to),
+    };
+    all.extend(history.iter().filter(|r| r.end.is_none()).filter(seen_by_some).copied());
+    let start = Point { state: start, first: 0, done: Vec::new(), late: Vec::new() };
     let mut seen = HashSet::new();
-    let mut furthest = (0, start.clone());
+    let mut furthest = start.clone();
     let mut open = vec![start];
     while let Some(point) = open.pop() {
         if point.first == known {
             return Ok(());
         }
-        if !seen.insert((point.done.clone(), point.state)) {
+        if seen.contains(&point) {
             continue;
         }
-        if point.first >= furthest.0 {
-            furthest = (point.first, point.clone());
+        if point.first >= furthest.first {
+            furthest = point.clone();
+        }
+        if seen.len() >= MOST {
+            let at = all[furthest.first];
+            return Err(format!("undecided after {MOST} points; the furthest came to {at:?}"));
         }
         // Whatever begins after the first end that is still to come has to wait for it.
         let mut limit = u64::MAX;
@@ -87,7 +131,7 @@ pub fn linearizable(start: u64, history: &[Record]) -> Result<(), String> {
             if r.begin > limit {
                 break;
             }
-            if !point.is_done(i) {
+            if !point.is_done(i, known) {
                 limit = limit.min(r.end.unwrap_or(u64::MAX));
                 enabled.push(i);
             }
@@ -97,20 +141,32 @@ pub fn linearizable(start: u64, history: &[Record]) -> Result<(), String> {
         let read = enabled.iter().find(|i| all[**i].act == Act::Read(point.state));
         if let Some(i) = read {
             open.push(point.with(*i, point.state, known));
-            continue;
-        }
-        let late = (known..all.len()).filter(|i| all[*i].begin < limit && !point.is_done(*i));
-        // Unknown ones are tried last.
-        let order: Vec<usize> = late.chain(enabled.into_iter().rev()).collect();
-        for i in order {
-            if let Some(state) = apply(point.state, all[i].act) {
-                open.push(point.with(i, state, known));
+        } else {
+            // What overwrites everything and is seen by nobody yet is of use only if it is seen next.
+            let seen_next = |i: &usize| match all[*i].act {
+                Act::Set(v) => enabled
+                    .iter()
+                    .copied()
+                    .chain(known..all.len())
+                    .any(|j| matches!(all[j].act, Act::Read(w) | Act::Swap(w, _) if w == v)),
+                _ => true,
+            };
+            let late = (known..all.len())
+                .filter(|i| all[*i].begin < limit && !point.is_done(*i, known))
+                .filter(seen_next);
+            // Unknown ones are tried last.
+            let order: Vec<usize> = late.chain(enabled.iter().copied().rev()).collect();
+            for i in order {
+                if let Some(state) = apply(point.state, all[i].act) {
+                    open.push(point.with(i, state, known));
+                }
             }
         }
+        seen.insert(point);
     }
-    let (first, point) = furthest;
-    let around = &all[first.saturating_sub(3).min(known)..(first + 4).min(known)];
-    Err(format!("stuck at {:?} in state {}; around it {around:?}", all[first], point.state))
+    let at = furthest.first;
+    let around = &all[at.saturating_sub(3).min(known)..(at + 4).min(known)];
+    Err(format!("stuck at {:?} in state {}; around it {around:?}", all[at], furthest.state))
 }
 
 #[cfg(test)]

@@ -8,6 +8,8 @@
 #[cfg(any(test, feature = "conformance"))]
 pub mod conformance;
 pub mod shm;
+#[cfg(feature = "verbs")]
+pub mod verbs;
 
 use crate::layout::RegionId;
 use std::sync::Arc;

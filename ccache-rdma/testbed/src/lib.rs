@@ -9,6 +9,7 @@ use clustix_ccache::client::CacheClient;
 use clustix_ccache::layout::RegionId;
 use clustix_ccache::lease::Timing;
 use clustix_ccache::name::{Name, Shard};
+use clustix_ccache::network::shm::ShmNetwork;
 use clustix_ccache::request::{Dumped, MemberEvent, Rights};
 use clustix_ccache::service::{Config, Parts, Service};
 use clustix_ccache::set::Class;
@@ -91,14 +92,16 @@ impl Cluster {
             give.send((ring, Client::new(end(), channel::WINDOW).unwrap())).unwrap();
             let config =
                 Config { timing: TIMING, first_incarnation: incarnation == 1, ..Config::default() };
+            let owner = rustix::process::getuid().as_raw();
+            let network =
+                ShmNetwork::new(slot, incarnation, owner, Some(listener.into()), a.clone());
             let parts = Parts {
                 slot,
                 incarnation,
-                owner: rustix::process::getuid().as_raw(),
                 config,
                 arena: a,
                 slab: Some(read_only),
-                listener: Some(listener.into()),
+                network: Box::new(network),
                 server,
             };
             Service::new(parts, Rights(u64::MAX)).run(|| flag.load(Ordering::Relaxed))

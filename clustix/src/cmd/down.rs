@@ -59,6 +59,16 @@ pub fn down(folder: &Folder, args: &Down) -> Result<ExitCode> {
             finish(folder, &mut cluster)?;
             Ended::default()
         }
+        Phase::Running | Phase::Stopping if let Some((_, here)) = cluster.hosts => {
+            end_nodes(&live)?;
+            finish(folder, &mut cluster)?;
+            println!(
+                "node {here} of cluster {:?} is down after {} ms; what the cluster holds stays with the others that run",
+                cluster.name,
+                begin.elapsed().as_millis()
+            );
+            return Ok(ExitCode::SUCCESS);
+        }
         Phase::Running | Phase::Stopping => stop(folder, &mut cluster, args.discard)?,
     };
     if args.json {

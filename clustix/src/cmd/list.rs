@@ -92,15 +92,20 @@ pub fn nodes(folder: &Folder, json: bool) -> Result<ExitCode> {
     let status = get_status(folder)?;
     let mut rows = Vec::new();
     let mut values = Vec::new();
-    for slot in 0..cluster.nodes {
+    for slot in cluster.slots() {
         let process = folder.process(slot)?;
-        let member = status.nodes.iter().any(|n| n.node == slot);
+        let here = cluster.check_here(slot).is_ok();
+        let member = status.nodes.iter().find(|n| n.node == slot);
         let state = match (&process, member) {
-            (Some(_), true) => "up",
-            (Some(_), false) => "joining",
+            (Some(_), Some(_)) => "up",
+            (Some(_), None) => "joining",
+            (None, Some(_)) if !here => "up",
             (None, _) => "down",
         };
-        let incarnation = cluster.incarnations.get(usize::from(slot)).copied().unwrap_or(0);
+        let incarnation = match member {
+            Some(m) => m.incarnation,
+            None => cluster.incarnations.get(usize::from(slot)).copied().unwrap_or(0),
+        };
         let pid = process.map(|p| p.pid);
         rows.push(vec![
             slot.to_string(),
@@ -143,7 +148,9 @@ pub fn status(folder: &Folder, json: bool) -> Result<ExitCode> {
             s.epoch
         );
         text.push_str(match (s.serving, s.can_lose_a_node) {
-            (false, _) => "not serving: these nodes are not a majority\n",
+            (false, _) => {
+                "not serving now: a change of view is under way, or these nodes are no majority\n"
+            }
             (true, true) => "a node can be lost now\n",
             (true, false) if !s.votes => {
                 "no node can be lost now: those left would be no majority\n"
@@ -379,15 +386,11 @@ pub fn logs(folder: &Folder, args: &Logs) -> Result<ExitCode> {
         bail!("cluster {:?} was never up", folder.name())
     };
     let wanted: Vec<u8> = match args.node {
-        Some(slot) if slot >= cluster.nodes => {
-            bail!(
-                "there is no node {slot}: cluster {:?} has nodes 0 to {}",
-                cluster.name,
-                cluster.nodes.saturating_sub(1)
-            )
+        Some(slot) => {
+            cluster.check_here(slot)?;
+            vec![slot]
         }
-        Some(slot) => vec![slot],
-        None => (0..cluster.nodes).collect(),
+        None => cluster.slots(),
     };
     let mut values = Vec::new();
     let mut any = false;

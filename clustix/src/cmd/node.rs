@@ -1,5 +1,6 @@
 //! `clustix kill-node`, `start-node` and `kill`.
 
+use super::up;
 use crate::args::Kill;
 use crate::connection;
 use crate::interrupt::Interrupts;
@@ -40,18 +41,12 @@ pub fn start_node(folder: &Folder, slot: u8) -> Result<ExitCode> {
     let interrupts = Interrupts::new()?;
     let _lock = folder.lock()?;
     let mut cluster = folder.running()?;
-    if slot >= cluster.nodes {
-        bail!(
-            "there is no node {slot}: cluster {:?} has nodes 0 to {}",
-            cluster.name,
-            cluster.nodes - 1
-        );
-    }
+    cluster.check_here(slot)?;
     let live = folder.live()?;
     if live.iter().any(|(s, _)| *s == slot) {
         bail!("node {slot} runs already");
     }
-    if live.is_empty() {
+    if live.is_empty() && cluster.hosts.is_none() {
         bail!(
             "no node of cluster {:?} runs, so there is nothing to join; `clustix down{f}`, then `clustix up{f} --nodes {}`",
             cluster.name,
@@ -63,8 +58,10 @@ pub fn start_node(folder: &Folder, slot: u8) -> Result<ExitCode> {
     folder.save(&cluster)?;
     let mut nodes = Nodes::new(folder);
     nodes.start(slot, incarnation)?;
+    // Of nodes on other hosts nothing is known here.
+    let bound = if cluster.hosts.is_some() { up::HOSTS_BOUND } else { BOUND };
     nodes
-        .serve(live.len() as u8 + 1, BOUND, &interrupts)
+        .serve(live.len() as u8 + 1, bound, &interrupts)
         .with_context(|| format!("node {slot} did not join"))?;
     nodes.keep();
     println!(

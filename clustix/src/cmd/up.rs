@@ -2,17 +2,20 @@
 
 use super::down;
 use crate::args::Up;
+use crate::hosts::Hosts;
 use crate::interrupt::Interrupts;
 use crate::launch::{self, Nodes};
 use crate::procfs;
 use crate::snapshot;
-use crate::state::{Cluster, Folder, Phase};
+use crate::state::{Cluster, Folder, MAX_NODES, Phase};
 use anyhow::{Context, Result, bail};
 use std::process::ExitCode;
 use std::time::{Duration, Instant};
 
 /// Longest that a cluster may take until it serves.
 const BOUND: Duration = Duration::from_secs(30);
+/// The same for a node that may have to wait for other hosts.
+pub const HOSTS_BOUND: Duration = Duration::from_secs(120);
 
 /// Starts a cluster.
 ///
@@ -26,26 +29,31 @@ pub fn up(folder: &Folder, args: &Up) -> Result<ExitCode> {
     let _lock = folder.lock()?;
     let mut cluster = folder.cluster()?.unwrap_or_else(|| Cluster::new(folder.name()));
     make_way(folder, &mut cluster)?;
+    if let (Some(file), Some(slot)) = (&args.hosts, args.node) {
+        return up_here(folder, cluster, Hosts::read(file)?, slot, &interrupts);
+    }
+    let Some(nodes_wanted) = args.nodes else { bail!("how many nodes? Use --nodes") };
+    cluster.hosts = None;
 
     // Before anything runs: a snapshot that is refused must leave nothing half-made.
     let kept = if args.fresh { None } else { snapshot::verify(&folder.snapshot())? };
 
-    cluster.nodes = args.nodes;
+    cluster.nodes = nodes_wanted;
     cluster.memory = match args.memory {
         Some(bytes) => bytes,
-        None => default_memory(args.nodes)?,
+        None => default_memory(nodes_wanted)?,
     };
     cluster.phase = Phase::Starting;
     cluster.generation += 1;
-    let incarnations: Vec<u64> = (0..args.nodes).map(|slot| cluster.incarnate(slot)).collect();
-    cluster.incarnations.truncate(args.nodes.into());
+    let incarnations: Vec<u64> = (0..nodes_wanted).map(|slot| cluster.incarnate(slot)).collect();
+    cluster.incarnations.truncate(usize::from(nodes_wanted));
     folder.save(&cluster)?;
 
     let mut nodes = Nodes::new(folder);
-    let served = (0..args.nodes)
+    let served = (0..nodes_wanted)
         .zip(incarnations)
         .try_for_each(|(slot, incarnation)| nodes.start(slot, incarnation))
-        .and_then(|()| nodes.serve(args.nodes, BOUND, &interrupts))
+        .and_then(|()| nodes.serve(nodes_wanted, BOUND, &interrupts))
         .and_then(|()| match kept {
             Some(_) => launch::restore(&nodes, &folder.snapshot(), &interrupts),
             None => Ok(0),
@@ -55,7 +63,7 @@ pub fn up(folder: &Folder, args: &Up) -> Result<ExitCode> {
         Err(e) => {
             // The logs go with the nodes: what they say last is all there is to learn from.
             if !format!("{e:#}").contains("its log ends") && interrupts.caught().is_none() {
-                for slot in 0..args.nodes {
+                for slot in 0..nodes_wanted {
                     eprintln!("node {slot}{}", launch::tail(folder, slot));
                 }
             }
@@ -71,20 +79,68 @@ pub fn up(folder: &Folder, args: &Up) -> Result<ExitCode> {
     cluster.phase = Phase::Running;
     folder.save(&cluster)?;
     nodes.keep();
-    let plural = if args.nodes == 1 { "" } else { "s" };
+    let plural = if nodes_wanted == 1 { "" } else { "s" };
     print!(
         "cluster {:?} serves with {} node{plural} after {} ms",
         cluster.name,
-        args.nodes,
+        nodes_wanted,
         begin.elapsed().as_millis()
     );
     match kept {
         Some((_, bytes, _)) => println!("; {restored} objects ({bytes} bytes) restored"),
         None => println!(),
     }
-    if args.nodes < 2 {
+    if nodes_wanted < 2 {
         println!("one node holds the only copy of everything: no node can be lost");
     }
+    Ok(ExitCode::SUCCESS)
+}
+
+/// Starts this host's node of a cluster of several.
+fn up_here(
+    folder: &Folder,
+    mut cluster: Cluster,
+    hosts: Hosts,
+    slot: u8,
+    interrupts: &Interrupts,
+) -> Result<ExitCode> {
+    let begin = Instant::now();
+    hosts.host(slot)?;
+    let others: Vec<String> = hosts
+        .node
+        .iter()
+        .filter(|n| n.slot != slot)
+        .map(|n| format!("node {} at {}", n.slot, n.address))
+        .collect();
+    cluster.nodes = u8::try_from(hosts.node.len()).unwrap_or(MAX_NODES);
+    cluster.memory = match hosts.memory() {
+        Some(bytes) => bytes,
+        None => default_memory(1)?,
+    };
+    cluster.generation += 1;
+    cluster.phase = Phase::Starting;
+    cluster.hosts = Some((hosts, slot));
+    let incarnation = cluster.incarnate(slot);
+    folder.save(&cluster)?;
+    let mut nodes = Nodes::new(folder);
+    let served = nodes
+        .start(slot, incarnation)
+        .and_then(|()| nodes.serve(1, HOSTS_BOUND, interrupts))
+        .with_context(|| format!("node {slot} did not come up; it may lack {}", others.join(", ")));
+    if let Err(e) = served {
+        drop(nodes);
+        cluster.phase = Phase::Stopped;
+        folder.save(&cluster)?;
+        return Err(e);
+    }
+    cluster.phase = Phase::Running;
+    folder.save(&cluster)?;
+    nodes.keep();
+    println!(
+        "node {slot} of cluster {:?} serves after {} ms (incarnation {incarnation})",
+        cluster.name,
+        begin.elapsed().as_millis()
+    );
     Ok(ExitCode::SUCCESS)
 }
 
@@ -99,20 +155,20 @@ fn make_way(folder: &Folder, cluster: &mut Cluster) -> Result<()> {
             cluster.nodes,
             folder.flag()
         ),
-        Phase::Stopping if !live.is_empty() => {
+        Phase::Stopping if !live.is_empty() && cluster.hosts.is_none() => {
             eprintln!(
                 "clustix: an earlier `down` of this cluster was interrupted; finishing it first"
             );
             return down::stop(folder, cluster, false).map(drop);
         }
-        Phase::Running => eprintln!(
+        Phase::Running if cluster.hosts.is_none() => eprintln!(
             "clustix: cluster {:?} ended without `clustix down`: what was written since it came up is lost",
             cluster.name
         ),
         Phase::Starting => eprintln!(
             "clustix: an earlier `up` of this cluster was interrupted; cleaning up after it"
         ),
-        Phase::Stopping | Phase::Ending | Phase::Stopped => {}
+        _ => {}
     }
     for (slot, process) in &live {
         procfs::kill_tree(process).with_context(|| format!("could not end node {slot}"))?;

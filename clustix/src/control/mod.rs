@@ -64,7 +64,7 @@ pub fn main(mut boot: Boot) -> Result<()> {
         gate: Gate::default(),
         owner: rustix::process::geteuid(),
     });
-    boot.enter_sandbox().context("the sandbox")?;
+    boot.enter_sandbox(None).context("the sandbox")?;
     let listener = UnixListener::from(socket);
     let sessions = Arc::new(AtomicUsize::new(0));
     loop {

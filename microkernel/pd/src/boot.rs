@@ -209,10 +209,15 @@ impl Boot {
 
     /// Enters the sandbox of this domain's role: from now on a system call outside its allow-list
     /// ends the process. Host descriptors not taken until now are closed. In a server, so is every
-    /// descriptor but the kernel socket and the log.
-    pub fn enter_sandbox(&self) -> Result<(), BootError> {
+    /// descriptor but the kernel socket and the log. A domain whose configuration makes it need more
+    /// names the variant of its role (`member` and `tcp`: the table's `member-tcp`).
+    pub fn enter_sandbox(&self, variant: Option<&str>) -> Result<(), BootError> {
         self.descriptors.borrow_mut().clear();
         let _none_comes_in = self.kernel.hold_descriptors();
-        Ok(sandbox::enter(&self.role, self.trace_sandbox)?)
+        let role = match variant {
+            Some(variant) => format!("{}-{variant}", self.role),
+            None => self.role.clone(),
+        };
+        Ok(sandbox::enter(&role, self.trace_sandbox)?)
     }
 }

@@ -139,6 +139,12 @@ const CCACHE: &[Row] = &[
     (libc::SYS_dup, Any),
 ];
 
+/// ccache, over an RDMA device: verbs that are not done in its own memory.
+const VERBS: &[Row] = &[
+    // RDMA_VERBS_IOCTL (rdma/rdma_user_ioctl_cmds.h).
+    (libc::SYS_ioctl, Is(1, 0xc018_1b01)),
+];
+
 /// member and control: tokio over AF_UNIX sockets. control answers its clients only, but binds
 /// nothing: its socket was bound before it started.
 const TOKIO: &[Row] = &[
@@ -171,6 +177,12 @@ const TOKIO: &[Row] = &[
     (libc::SYS_fcntl, Any),
 ];
 
+/// member, in a cluster of several machines.
+const TCP: &[Row] = &[
+    (libc::SYS_socket, Is(0, libc::AF_INET as u64)),
+    (libc::SYS_socket, Is(0, libc::AF_INET6 as u64)),
+];
+
 /// Refused with ENOSYS instead of death: libraries try these and go on without. (glibc falls back
 /// from clone3 to clone, whose flags can be checked.)
 const SOFT: &[c_long] = &[libc::SYS_clone3];
@@ -192,7 +204,9 @@ const SOFT_MEMBER: &[c_long] = &[
 /// its kernel socket and its log. A role that is not here is a server.
 const ROLES: &[(&str, &[&[Row]], bool)] = &[
     ("ccache", &[AFFINITY, CCACHE], true),
+    ("ccache-verbs", &[AFFINITY, CCACHE, VERBS], true),
     ("member", &[TOKIO], true),
+    ("member-tcp", &[TOKIO, TCP], true),
     ("control", &[TOKIO], true),
     ("posix", &[AFFINITY], false),
 ];
@@ -223,7 +237,7 @@ pub(crate) fn enter(role: &str, trace: bool) -> Result<(), SandboxError> {
     if trace {
         trace_violations();
     }
-    let soft = if role == "member" { SOFT_MEMBER } else { SOFT };
+    let soft = if role.starts_with("member") { SOFT_MEMBER } else { SOFT };
     for program in compile(lists, soft, trace)? {
         apply_filter_all_threads(&program).map_err(|e| SandboxError::Filter(e.to_string()))?;
     }

@@ -55,7 +55,7 @@ impl Signals for ProcessServer {
 pub fn main(boot: Boot) -> Result<(), BootError> {
     let cache = CacheClient::new(&boot)?;
     let process = ProcessServer(boot.channel("process")?);
-    boot.enter_sandbox()?;
+    boot.enter_sandbox(None)?;
     let server = Server::new(cache, process).incarnation(boot.incarnation);
     let handler = async |_: &Call, request: Request| server.handle(request).await;
     service::run(&boot.server, handler, Vec::new());

@@ -39,7 +39,7 @@ pub fn main(boot: Boot) -> Result<(), BootError> {
     let console = boot.channel("console")?;
     // Threads are made before the sandbox closes.
     let deaths = Arc::new(supervise::Deaths::new(&boot.kernel).map_err(BootError::Socket)?);
-    boot.enter_sandbox()?;
+    boot.enter_sandbox(None)?;
     let servers = tell::Servers { process, console, node: boot.node };
     let supervised = supervise::Supervisor::new(&boot, roles, cache.clone(), servers.clone());
     let cluster = cluster::Cluster::new(&boot, cache, servers);

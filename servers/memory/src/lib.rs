@@ -131,7 +131,7 @@ impl<C: Cache> Server<C> {
 /// The protection domain `memory`. Returns only when it cannot start.
 pub fn main(boot: Boot) -> Result<(), BootError> {
     let server = Server::new(CacheClient::new(&boot)?);
-    boot.enter_sandbox()?;
+    boot.enter_sandbox(None)?;
     let handler = async |_: &Call, request: Request| server.handle(request).await;
     service::run(&boot.server, handler, Vec::new());
     Ok(())

@@ -37,7 +37,7 @@ const OPERATORS: [&str; 3] = ["control", "console", "init"];
 /// The protection domain `process`. Returns only when it cannot start.
 pub fn main(boot: Boot) -> Result<(), BootError> {
     let cache = CacheClient::new(&boot)?;
-    boot.enter_sandbox()?;
+    boot.enter_sandbox(None)?;
     let server = Server::new(cache, boot.incarnation);
     let handler = async |call: &Call, request: Request| {
         let role = boot.server.client_role(call.channel);

@@ -15,7 +15,7 @@ pub fn main(boot: Boot) -> Result<(), BootError> {
     let cache = CacheClient::new(&boot)?;
     // Seeds the numbers while getrandom(2) may still be called.
     crate::number::random();
-    boot.enter_sandbox()?;
+    boot.enter_sandbox(None)?;
     let handler = async |_: &Call, request: Request| handle(&cache, request).await;
     service::run(&boot.server, handler, vec![Box::pin(tend(&cache))]);
     Ok(())

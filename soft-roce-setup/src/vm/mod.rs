@@ -3,6 +3,7 @@
 //! Each is a QEMU process; a VDE switch joins them; the state folder ([`state`]) says what belongs together. The
 //! commands are functions of that folder: no process of ours stays behind to watch the machines.
 
+pub mod cluster;
 pub mod machine;
 pub mod ping;
 pub mod run;
@@ -49,12 +50,13 @@ pub fn cache_folder(usual: PathBuf) -> PathBuf {
 /// What can be done with machines. Nodes are counted from 1; node K is 10.77.0.K and `nodeK`, its RDMA device rxe0.
 #[derive(Subcommand, Clone, Debug)]
 pub enum Command {
-    /// Start machines; return once each says that rxe is up
+    /// Start machines and a cluster of them; return once it serves
     ///
     /// Makes the image first if need be: Debian's 6.12 kernel, busybox, rdma-core, `clustix`. The folder
-    /// `share` of the state folder is /share in all of them.
+    /// `share` of the state folder is /share in all of them. Node K of the cluster is in machine K, and
+    /// every `clustix` command works there.
     #[command(
-        after_long_help = "Examples:\n  vm up --nodes 3\n  vm run --node 2 -- ibv_devinfo\n  vm down"
+        after_long_help = "Examples:\n  vm up --nodes 3\n  vm run --node 2 -- clustix status\n  vm run --node 2 -- ibv_devinfo\n  vm down"
     )]
     Up {
         /// How many, 1 to 16
@@ -69,6 +71,9 @@ pub enum Command {
         /// The `clustix` to put into them, /bin/clustix there [default: the release build]
         #[arg(long, value_name = "FILE")]
         program: Option<PathBuf>,
+        /// Only machines, no cluster in them
+        #[arg(long)]
+        bare: bool,
         /// Seconds they may take to come up
         #[arg(long, default_value_t = 180, value_name = "SECONDS")]
         timeout: u64,
@@ -118,7 +123,7 @@ pub enum Command {
         /// Which
         node: u8,
     },
-    /// Start a machine again that was killed, or ended; return once it says that rxe is up
+    /// Start a machine again that was killed, or ended; return once its node serves
     Start {
         /// Which
         node: u8,
@@ -161,11 +166,12 @@ pub enum Command {
 pub fn execute(command: Command, places: &Places) -> Result<ExitCode> {
     let state = State::new(&places.state)?;
     match command {
-        Command::Up { nodes, memory, accel, program, timeout } => {
+        Command::Up { nodes, memory, accel, program, bare, timeout } => {
             not_up(&state)?;
             let program = program.as_deref().or(places.clustix.as_deref());
             let image = image::make(&places.cache, &places.agent, program)?;
-            let machines = Machines { nodes, memory, accel, up: false, cut: [].into() };
+            let cluster = program.is_some() && !bare;
+            let machines = Machines { nodes, memory, accel, cluster, up: false, cut: [].into() };
             up(&state, machines, &image, Duration::from_secs(timeout))?;
         }
         Command::Down => down(&state)?,
@@ -253,6 +259,11 @@ fn boot(
         let gid = machine::ready(state, k, deadline)?;
         println!("node {k}: rxe up, GID {gid}, after {:.1} s", begun.elapsed().as_secs_f32());
     }
+    if machines.cluster {
+        cluster::describe(state, machines)?;
+        cluster::start_all(state, machines.nodes, deadline)?;
+        println!("the cluster serves, after {:.1} s", begun.elapsed().as_secs_f32());
+    }
     machines.up = true;
     state.record(machines)
 }
@@ -274,16 +285,16 @@ fn start(state: &State, k: u8, bound: Duration) -> Result<()> {
     let begun = Instant::now();
     machine::start(state, &machines, &own(state), k)?;
     switch::arrange(state, &machines)?;
-    match machine::ready(state, k, begun + bound) {
-        Ok(gid) => {
-            println!("node {k}: rxe up, GID {gid}, after {:.1} s", begun.elapsed().as_secs_f32());
-            Ok(())
-        }
-        Err(e) => {
-            state.kill(|r| r == Role::Node(k))?;
-            Err(e)
-        }
+    let ready = machine::ready(state, k, begun + bound);
+    if ready.is_err() {
+        state.kill(|r| r == Role::Node(k))?;
     }
+    println!("node {k}: rxe up, GID {}, after {:.1} s", ready?, begun.elapsed().as_secs_f32());
+    if machines.cluster {
+        // Where it fails the machine is left as it is, for a look at it.
+        cluster::start(state, k, begun + bound)?;
+    }
+    Ok(())
 }
 
 fn signal(state: &State, k: u8, signal: Signal) -> Result<()> {

@@ -33,6 +33,8 @@ pub struct Machines {
     pub memory: u32,
     /// QEMU's accelerator.
     pub accel: String,
+    /// Whether there is a cluster in them.
+    pub cluster: bool,
     /// Whether all of them came up; false is what a killed `up` leaves.
     pub up: bool,
     /// Nodes that are cut off, and the segment (VLAN of the switch) that each is in.

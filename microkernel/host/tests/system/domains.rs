@@ -22,7 +22,7 @@ pub(crate) fn run(role: &str) -> ExitCode {
     let boot = Boot::from_kernel().expect("a boot message");
     assert_eq!((boot.role.as_str(), boot.node, boot.incarnation), (role, 2, 7));
     assert_eq!(boot.cluster, "test");
-    boot.enter_sandbox().expect("a sandbox");
+    boot.enter_sandbox(None).expect("a sandbox");
     match role {
         "tester" => tester(&boot),
         "echo" => echo(&boot),
