@@ -1,9 +1,14 @@
 //! Known bugs, each dropping one of the protocol's rules, with the workload that finds it. Those
 //! that the product's engine can be built with have the same names there (`engine/bugs.rs`).
 //!
-//! Not here, since a half, a record or a header lands as a whole in the model, and a slot keeps its
-//! name: `record-unchecked` (a torn record), version at both ends instead of a checksum, floors and
-//! the binding of slots. The simulator cuts verbs into packets, and moves names.
+//! Not here:
+//! - a half or a record is whole or it is nothing: `record-unchecked` and "version at both ends
+//!   instead of a checksum" are below the model's grain. The simulator cuts verbs into packets.
+//! - a slot keeps its name and has been written: floors, the binding of slots, `absence-by-own-copy`.
+//! - rule 11, an end that clears all counts: nothing breaks, since what registers while W is set is
+//!   accepted from a poll only, which looks at its own count again (5, 4).
+//! - rule 15 (i), W on an idle word that the dead held: behind the barrier of 13 nobody is left whose
+//!   begin could be late.
 
 /// A rule that the modelled nodes do not keep.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]

@@ -342,6 +342,58 @@ pub const ALL: &[Workload] = &[
         ..NONE
     },
     Workload {
+        name: "kept-transaction-put-death",
+        tasks: [&[], &[KeepBoth, Both], &[Put(1)]],
+        primary: [0, 1],
+        objects: 2,
+        faults: 1,
+        mortals: ANY,
+        suspects: ANY,
+        ..NONE
+    },
+    Workload {
+        name: "kept-transaction-two-deaths",
+        tasks: [&[], &[KeepBoth, Keep(0)], &[]],
+        primary: [0, 2],
+        objects: 2,
+        faults: 2,
+        mortals: ANY,
+        ..NONE
+    },
+    Workload {
+        name: "transaction-gets-two-deaths",
+        long: true,
+        tasks: [&[], &[Both], &[Get(0), Get(1)]],
+        primary: [0, 1],
+        objects: 2,
+        faults: 2,
+        mortals: ANY,
+        suspects: Slots(0b001),
+        ..NONE
+    },
+    Workload {
+        name: "puts-two-suspicions",
+        long: true,
+        tasks: [&[], &[Put(0)], &[Put(0)]],
+        faults: 2,
+        mortals: ANY,
+        suspects: ANY,
+        ..NONE
+    },
+    Workload {
+        name: "copy-rehome-death",
+        long: true,
+        tasks: [&[Put(0)], &[CopyFirst], &[]],
+        primary: [2, 0],
+        objects: 2,
+        cached: &[(1, 0)],
+        rehomes: 1,
+        faults: 1,
+        mortals: ANY,
+        suspects: ANY,
+        ..NONE
+    },
+    Workload {
         name: "kept-return",
         long: true,
         tasks: [&[], &[Keep(0), Keep(0)], &[]],
