@@ -55,6 +55,37 @@ pub enum Step {
     Complete,
 }
 
+impl Step {
+    /// In words, with what it led to.
+    pub fn told(&self, after: &State) -> String {
+        let name = |d: u8| format!("node {d}");
+        match *self {
+            Step::Land(Flight { src, dst, verb }) => {
+                format!("{src} → {dst}: {verb:?} lands; words there {:?}", after.node(dst).word)
+            }
+            Step::Go(d) => match after.node(d).op {
+                Op::Idle => format!("{} has its answer; copies {:?}", name(d), after.node(d).copy),
+                Op::Get(g) if g.reading => format!("{} reads object {}", name(d), g.object),
+                Op::Get(g) => format!("{} may not have object {} yet", name(d), g.object),
+                Op::Write(w) => format!("{} writes: {:?}", name(d), w.stage),
+                Op::Stuck => format!("{} waits for what never lands", name(d)),
+                Op::Over => format!("{} is refused", name(d)),
+            },
+            Step::GiveBack(d, o) => format!("{} gives back the word of object {o}", name(d)),
+            Step::Collide(d, o) => format!("{}'s counter of object {o} moves", name(d)),
+            Step::Crash(d) => format!("{} dies", name(d)),
+            Step::Evict(d) => format!("view {}: without {}", after.epoch, name(d)),
+            Step::LeaseEnds(d) => format!("{}'s lease is over", name(d)),
+            Step::Install(d) => format!("{} hears of view {}", name(d), after.node(d).epoch),
+            Step::Recover(d) => format!("{} in view change: {:?}", name(d), after.node(d).phase),
+            Step::Rehome(o, d) => format!("view {}: object {o} moves to {}", after.epoch, name(d)),
+            Step::Join(d) => format!("view {}: with a new {}", after.epoch, name(d)),
+            Step::Copy(d) => format!("{}'s copier: {:?}", name(d), after.node(d).copier),
+            Step::Complete => format!("view {}: all copies complete", after.epoch),
+        }
+    }
+}
+
 impl Cluster {
     /// Whether this bug has been put back.
     pub fn has(&self, bug: Bug) -> bool {
@@ -409,12 +440,5 @@ impl Model for Cluster {
 
     fn properties(&self) -> Vec<Property<Cluster>> {
         properties::all()
-    }
-
-    fn format_action(&self, step: &Step) -> String {
-        match step {
-            Step::Land(Flight { src, dst, verb }) => format!("{src} → {dst}: {verb:?} lands"),
-            other => format!("{other:?}"),
-        }
     }
 }

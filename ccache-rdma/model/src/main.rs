@@ -7,7 +7,6 @@ use clap::Parser;
 use clustix_model::check::{self, Outcome};
 use clustix_model::cluster::Cluster;
 use clustix_model::{bugs, workloads};
-use stateright::Model;
 use std::process::ExitCode;
 
 /// Tries every schedule of small workloads on a model of the cluster-cache's protocol.
@@ -37,12 +36,16 @@ fn line(name: &str, o: &Outcome, verdict: &str) {
 }
 
 /// The steps that lead to where the property fails.
-fn tell(cluster: &Cluster, o: &Outcome) {
+fn tell(o: &Outcome) {
     let Some((property, path)) = &o.failure else { return };
     println!("does not hold: {property}, after");
-    let last = path.last_state().clone();
-    for (i, step) in path.clone().into_actions().iter().enumerate() {
-        println!("{:4}  {}", i + 1, cluster.format_action(step));
+    let steps = path.clone().into_vec();
+    let last = path.last_state();
+    for (i, (_, step)) in steps.iter().enumerate() {
+        let after = steps.get(i + 1).map_or(last, |(state, _)| state);
+        if let Some(step) = step {
+            println!("{:4}  {}", i + 1, step.told(after));
+        }
     }
     println!("{last:#?}");
 }
@@ -66,7 +69,7 @@ fn main() -> ExitCode {
         let outcome = check::run(cluster, threads);
         line(w.name, &outcome, if outcome.failure.is_none() { "holds" } else { "FAILS" });
         good &= outcome.failure.is_none();
-        tell(&cluster, &outcome);
+        tell(&outcome);
     }
     if cli.bug.is_none() {
         println!("known bugs, put back:");

@@ -150,7 +150,7 @@ pub const ALL: &[Workload] = &[
     Workload {
         name: "remove-death",
         long: true,
-        tasks: [&[Get(0)], &[Remove(0), Put(0)], &[Get(0)]],
+        tasks: [&[], &[Remove(0), Put(0)], &[Get(0), Put(0)]],
         faults: 1,
         mortals: ANY,
         suspects: ANY,
@@ -390,7 +390,6 @@ pub const ALL: &[Workload] = &[
         rehomes: 1,
         faults: 1,
         mortals: ANY,
-        suspects: ANY,
         ..NONE
     },
     Workload {
