@@ -3,27 +3,11 @@
 
 use anyhow::{Context, Result, ensure};
 use clustix_tests::Program;
-use clustix_tests::machines::{Lines, Machines};
+use clustix_tests::machines::{ALIVE, Lines, Machines, UP};
 use std::fs;
 use std::path::Path;
 use std::process::Stdio;
-use std::time::{Duration, Instant};
-
-/// Emulated machines share two cores with whatever else runs; the first `up` also makes the image.
-const UP: Duration = Duration::from_secs(600);
-/// A connection that is well shows several lines in that time, also on a loaded machine.
-const SILENCE: Duration = Duration::from_secs(5);
-/// A connection that was held up goes on within this: rxe's retries are seconds apart at most.
-const ALIVE: Duration = Duration::from_secs(60);
-
-/// Waits for a silence: what was under way comes, then nothing.
-fn silent(lines: &Lines) -> Result<()> {
-    let until = Instant::now() + ALIVE;
-    while lines.next(SILENCE)?.is_some() {
-        ensure!(Instant::now() < until, "it does not fall silent");
-    }
-    Ok(())
-}
+use std::time::Instant;
 
 /// Ends an `up` with SIGKILL once its first machine runs; what it left must be cleared by the next.
 fn killed_up(m: &Machines) -> Result<()> {
@@ -92,7 +76,7 @@ fn pauses_a_node(m: &Machines) -> Result<()> {
         ensure!(Instant::now() < until, "rping does not connect");
     };
     m.ok(&["pause", "3"])?;
-    silent(&pinging)?;
+    pinging.silent()?;
     ensure!(m.run(&["run", "--node", "3", "--", "true"])?.errors().contains("node 3 is paused"));
     m.ok(&["resume", "3"])?;
     ensure!(pinging.next(ALIVE)?.is_some(), "nothing came after resume");
