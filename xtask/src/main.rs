@@ -7,6 +7,7 @@ mod bench;
 mod cluster;
 mod data;
 mod demo;
+mod model;
 mod setup;
 mod sim;
 mod suite;
@@ -48,6 +49,14 @@ enum Command {
         #[arg(trailing_var_arg = true, allow_hyphen_values = true)]
         args: Vec<String>,
     },
+    /// Try every schedule of small workloads on a model of the cluster-cache's protocol, and show that
+    /// it catches known bugs; exits non-zero, with the steps that lead there, when a property fails
+    #[command(disable_help_flag = true)]
+    Model {
+        /// `--only NAME`, `--bug NAME`, `--threads N`; `--help` says more
+        #[arg(trailing_var_arg = true, allow_hyphen_values = true)]
+        args: Vec<String>,
+    },
     /// Machines of one's own with RDMA between them: QEMU, a VDE switch, soft-RoCE (rxe)
     ///
     /// State is in $CLUSTIX_VM_STATE, else target/vm; images are kept in $CLUSTIX_VM_CACHE, else
@@ -65,6 +74,7 @@ fn main() -> ExitCode {
         Command::Test { all, only } => suite::run(all, only.as_deref()),
         Command::Bench => bench::run(),
         Command::Sim { args } => sim::run(&args),
+        Command::Model { args } => model::run(&args),
         Command::Vm { command } => match vm::run(command) {
             Ok(status) => return status,
             Err(e) => Err(e),

@@ -77,8 +77,11 @@ pub fn run(all: bool, only: Option<&str>) -> Result<()> {
         let bugs = [&bugs[..], &["--features", "put-back-bugs", "--", "--nocapture"]].concat();
         add("sim-bugs", &bugs);
     }
+    if only.is_none_or(|o| "model".contains(o)) {
+        add("model", &["run", "--release", "--locked", "-p", "clustix-model"]);
+    }
     if suites.is_empty() {
-        bail!("no suite has {only:?} in its name; there are: {} sim", SYSTEM.join(" "));
+        bail!("no suite has {only:?} in its name; there are: {} sim model", SYSTEM.join(" "));
     }
     let program = setup::build()?;
     let asked = |suite: &str| suites.iter().any(|(name, _)| name == suite);
