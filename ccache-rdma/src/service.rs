@@ -208,6 +208,10 @@ pub struct Service {
     parked: Option<Call>,
     member: Option<ChannelId>,
     suspected: BTreeMap<u8, u64>,
+    /// Of the latest suspicion: how long the node had been silent, and when that was, ns.
+    noticed: (u64, u64),
+    /// Changes of view that were told of.
+    changes: u64,
     rebuilt: Vec<(u8, u64, Vec<u16>)>,
     had_lease: bool,
     look_at: u64,
@@ -322,6 +326,8 @@ impl Service {
             parked: None,
             member: None,
             suspected: BTreeMap::new(),
+            noticed: (0, 0),
+            changes: 0,
             rebuilt: Vec::new(),
             had_lease: false,
             look_at: 0,
@@ -546,9 +552,34 @@ impl Service {
         if self.engine.deadline().is_some_and(|at| now >= at) {
             self.step(Event::Tick);
         }
+        self.tell_of_change();
         if now >= self.sweep_at {
             self.sweep_at = now + SWEEP;
             self.sweep(now);
+        }
+    }
+
+    /// Says of a change of view in which somebody was lost how long each part of it took.
+    fn tell_of_change(&mut self) {
+        let s = self.engine.stats();
+        if std::mem::replace(&mut self.changes, s.changes) == s.changes || !s.last_change.gone {
+            return;
+        }
+        let t = s.last_change;
+        let (silent, at) = self.noticed;
+        let parts = [
+            ("silent", silent),
+            ("view", t.view.saturating_sub(at)),
+            ("revoke", t.drained.saturating_sub(t.view)),
+            ("lease", t.lease.saturating_sub(t.drained)),
+            ("records", t.replayed.saturating_sub(t.lease)),
+            ("resolve", t.resolved.saturating_sub(t.replayed)),
+        ];
+        let text: Vec<String> =
+            parts.iter().map(|(part, ns)| format!("{part} {:.1}", *ns as f64 / 1e6)).collect();
+        eprintln!("ccache: view {} serves; ms: {}", self.view.epoch, text.join(", "));
+        for (part, ns) in parts {
+            metrics::set(&format!("clustix_takeover_ns{{part=\"{part}\"}}"), ns);
         }
     }
 
@@ -619,6 +650,7 @@ impl Service {
                         "ccache: node {slot} (incarnation {incarnation}) is suspected to be dead"
                     );
                     self.suspected.insert(slot, incarnation);
+                    self.noticed = (self.watch.silence(now, slot), now);
                     self.tell(MemberEvent::Suspect { slot, incarnation });
                 }
                 Opinion::Trust(slot, incarnation) => {

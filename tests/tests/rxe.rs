@@ -160,6 +160,10 @@ fn loses_a_machine(m: &Machines) -> Result<()> {
     drop(two);
     check_files(m, 3, "/one", of_one)?;
     check_files(m, 2, "/two", of_two)?;
+    let logs = clustix(m, 3, &["logs"])?.text();
+    for line in logs.lines().filter(|l| l.contains("serves; ms:")) {
+        println!("         {line}");
+    }
     println!("         {of_one} and {of_two} acknowledged files are there");
     m.ok(&["start", "1"])?;
     println!("{:6.1} s  until a machine can be lost again", whole(m, 3)?.as_secs_f32());
