@@ -190,9 +190,10 @@ fn check(verb: &Verb) -> Result<(), FabricError> {
 
 fn chunks(verb: &Verb) -> impl Iterator<Item = Chunk> {
     let (at, len) = at_of(verb);
-    let first = at.offset / Chunk::LEN;
-    let end = (at.offset + u64::from(len)).div_ceil(Chunk::LEN);
-    (first..end).map(move |i| Chunk::of(at.region, i * Chunk::LEN))
+    let size = Chunk::size(at.region);
+    let first = at.offset / size;
+    let end = (at.offset + u64::from(len)).div_ceil(size);
+    (first..end).map(move |i| Chunk::of(at.region, i * size))
 }
 
 impl Way {
@@ -540,7 +541,8 @@ impl Way {
             return false;
         }
         let offset = at.offset + u64::from(out);
-        let piece = u64::from(len - out).min(Chunk::LEN - offset % Chunk::LEN) as u32;
+        let size = Chunk::size(at.region);
+        let piece = u64::from(len - out).min(size - offset % size) as u32;
         let Some(key) = self.keys.get(&Chunk::of(at.region, offset)) else { return false };
         let to = Remote { offset, key: *key };
         let Some(staged) = self.buffers.stage(piece) else { return false };
