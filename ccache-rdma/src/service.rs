@@ -642,13 +642,18 @@ impl Service {
             opinions.extend(self.watch.observe(now, slot, beat));
         }
         // A look that was asked for (due 0) is never late.
-        opinions.extend(self.watch.tick(now, if due == 0 { now } else { due }));
+        let due = if due == 0 { now } else { due };
+        if now.saturating_sub(due) > self.parts.config.timing.late() {
+            metrics::add("clustix_timer_late_total", 1);
+        }
+        opinions.extend(self.watch.tick(now, due));
         for o in opinions {
             match o {
                 Opinion::Suspect(slot, incarnation) => {
                     eprintln!(
                         "ccache: node {slot} (incarnation {incarnation}) is suspected to be dead"
                     );
+                    metrics::add("clustix_suspicions_total", 1);
                     self.suspected.insert(slot, incarnation);
                     self.noticed = (self.watch.silence(now, slot), now);
                     self.tell(MemberEvent::Suspect { slot, incarnation });

@@ -15,6 +15,7 @@ const SYSTEM: &[&str] = &[
     "freeze",
     "failover",
     "linear",
+    "suspicion",
     VM,
     VERBS,
     RXE,
