@@ -20,7 +20,7 @@ pub struct Patience {
 
 impl Patience {
     /// Soft-RoCE between emulated machines. With an `ack_timeout` of 14 a healthy peer was given up once
-    /// in some ten starts of three machines on two processors.
+    /// in a handful of starts of three machines on two processors.
     pub const EMULATED: Patience =
         Patience { ack_timeout: 15, retry_count: 6, rnr_timer: 14, rnr_retry: 6 };
     /// Real devices, one switch between them.
