@@ -281,6 +281,9 @@ fn over_verbs(
         Patience { ack_timeout: verbs.ack_timeout, retry_count: verbs.retries, ..config.patience };
     match VerbsNetwork::new(config, slot, incarnation, arena.clone()) {
         Ok(network) => Ok(Box::new(network)),
+        Err(e) if e.raw_os_error() == Some(rustix::io::Errno::NODEV.raw_os_error()) => Err(failed(
+            &"no RDMA device has this address; `soft-roce-setup check` says what the host has and lacks",
+        )),
         Err(e) => Err(failed(&e)),
     }
 }
