@@ -646,7 +646,9 @@ impl Service {
         }
         // A look that was asked for (due 0) is never late.
         let due = if due == 0 { now } else { due };
-        if now.saturating_sub(due) > self.parts.config.timing.late() {
+        let late = now.saturating_sub(due);
+        if late > self.parts.config.timing.late() {
+            eprintln!("ccache: this node stood still: a timer was {} ms late", late / 1_000_000);
             metrics::add("clustix_timer_late_total", 1);
         }
         opinions.extend(self.watch.tick(now, due));
