@@ -159,30 +159,55 @@ pub const fn hash(name: Name) -> u64 {
 }
 
 /// Published entries (rules 24–27): byte offsets in a class's region.
+///
+/// What a hit costs is waiting for memory, and for the page tables of memory. So a tag is one byte,
+/// and stays in the caches; it says by its place where its entry is; entries stand close together;
+/// and a small payload stands right behind its entry. A hit then waits for memory about once.
 pub mod published {
-    /// Buckets: a power of two of them, eight tags each. A tag is the name's hash's high 32 bits
-    /// above the entry's number plus 1; 0 is free.
-    pub const BUCKETS: u64 = 4096;
-    /// Number of buckets.
-    pub const BUCKET_COUNT: u64 = 1 << 16;
-    /// Tags in a bucket: one line.
-    pub const WAYS: u64 = 8;
+    /// How many buckets are in use: their number, a power of two, minus 1. Written by ccache, which
+    /// makes it larger as it publishes more.
+    pub const MASK: u64 = 64;
+    /// [`MASK`] at first.
+    pub const FIRST_MASK: u64 = (1 << 3) - 1;
+    /// Buckets: one line of tags each, by the numbers of their entries. 0 is free.
+    pub const TAGS: u64 = 4096;
+    /// Most buckets.
+    pub const BUCKET_COUNT: u64 = 1 << 13;
+    /// Tags in a bucket.
+    pub const WAYS: u64 = 64;
     /// Entries, [`ENTRY_LEN`] each.
-    pub const ENTRIES: u64 = BUCKETS + BUCKET_COUNT * WAYS * 8;
+    pub const ENTRIES: u64 = TAGS + ENTRY_COUNT;
     /// Number of entries.
     pub const ENTRY_COUNT: u64 = BUCKET_COUNT * WAYS;
-    /// Length of an entry: words seq, name low, name high, version, c0, kept above length, shard
-    /// epoch, place.
-    pub const ENTRY_LEN: u64 = 64;
+    /// Payloads of at most this many bytes stand in their entries.
+    pub const INLINE: usize = 256;
+    /// Words of an entry before that: seq, name low, name high, version, c0, kept above length,
+    /// shard epoch, place.
+    pub const WORDS: u64 = 8;
+    /// Length of an entry.
+    pub const ENTRY_LEN: u64 = WORDS * 8 + INLINE as u64;
     /// Where the high-water marks of the class's sets begin; copies come after them.
     pub const MARKS: u64 = ENTRIES + ENTRY_COUNT * ENTRY_LEN;
     /// Byte offset of an entry.
     pub const fn entry(number: u32) -> u64 {
         ENTRIES + number as u64 * ENTRY_LEN
     }
-    /// Byte offset of the first tag of the bucket for a hash.
-    pub const fn bucket(hash: u64) -> u64 {
-        BUCKETS + (hash % BUCKET_COUNT) * WAYS * 8
+    /// Byte offset of an entry's payload.
+    pub const fn inline(number: u32) -> u64 {
+        entry(number) + WORDS * 8
+    }
+    /// The first entry of the bucket for a hash while `mask` is in force.
+    pub const fn bucket(hash: u64, mask: u64) -> u32 {
+        ((hash & mask & (BUCKET_COUNT - 1)) * WAYS) as u32
+    }
+    /// The way of its bucket from which on a name is put, and looked for: the middle for half of them.
+    pub const fn first_way(hash: u64) -> u64 {
+        (hash >> 32) % 2 * (WAYS / 2)
+    }
+    /// The tag of a name with this hash. The bucket takes the hash's low bits.
+    pub const fn tag(hash: u64) -> u8 {
+        let high = (hash >> 56) as u8;
+        if high == 0 { 1 } else { high }
     }
     /// Bit of an entry's sixth word that says "kept": its owner is this node.
     pub const KEPT: u64 = 1 << 63;
@@ -400,11 +425,8 @@ mod tests {
     #[test]
     fn parts_do_not_overlap() {
         for class in Class::ALL {
-            let mut parts: Vec<(u64, u64)> = vec![
-                (0, published::BUCKETS),
-                (published::BUCKETS, published::ENTRIES),
-                (published::ENTRIES, published::MARKS),
-            ];
+            let mut parts: Vec<(u64, u64)> =
+                vec![(0, published::ENTRIES), (published::ENTRIES, published::MARKS)];
             for l in sets().iter().filter(|l| l.set.class == class) {
                 parts.push((l.copy(0), l.copy(l.copy_count)));
                 for shard in [Shard(0), Shard(1), Shard(SHARDS - 1)] {

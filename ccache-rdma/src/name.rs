@@ -1,7 +1,9 @@
 //! Names of objects: set 16 bits, shard 16, id 96.
 
 use serde::{Deserialize, Serialize};
+use std::collections::HashMap;
 use std::fmt;
+use std::hash::{BuildHasherDefault, Hasher};
 
 /// Shards of a cluster. The shard in a name never changes.
 pub const SHARDS: u16 = 1024;
@@ -68,5 +70,37 @@ impl fmt::Display for Name {
             Some(d) => write!(f, "{}/{}/{:x}", d.name, self.shard().0, self.id()),
             None => write!(f, "set{}/{}/{:x}", self.set(), self.shard().0, self.id()),
         }
+    }
+}
+/// A map by what is short and made of words.
+pub type Map<K, T> = HashMap<K, T, BuildHasherDefault<NameHasher>>;
+/// A map by names.
+pub type Names<T> = Map<Name, T>;
+
+/// Hashes what is short and made of words: names, slots. It mixes as [`crate::layout::hash`] does,
+/// which chooses buckets of published entries too; whoever can choose names can fill those as well,
+/// so that a keyed hash here would guard nothing.
+#[derive(Default)]
+pub struct NameHasher(u64);
+
+impl Hasher for NameHasher {
+    fn finish(&self) -> u64 {
+        self.0
+    }
+    fn write(&mut self, bytes: &[u8]) {
+        for chunk in bytes.chunks(8) {
+            let mut word = [0; 8];
+            word[..chunk.len()].copy_from_slice(chunk);
+            self.write_u64(u64::from_le_bytes(word));
+        }
+    }
+    fn write_u64(&mut self, word: u64) {
+        let a = u128::from(self.0.rotate_left(23) ^ word ^ 0x9e37_79b9_7f4a_7c15)
+            * 0xa076_1d64_78bd_642f;
+        self.0 = (a >> 64) as u64 ^ a as u64;
+    }
+    fn write_u128(&mut self, n: u128) {
+        self.write_u64(n as u64);
+        self.write_u64((n >> 64) as u64);
     }
 }

@@ -10,7 +10,7 @@ use crate::engine::{Action, ClientId, Config as EngineConfig, Engine, Event, Req
 use crate::fabric::{Address, FabricError, FabricEvent, Token, Verb};
 use crate::layout::{RegionId, control};
 use crate::lease::{Lease, Opinion, Timing, Watch};
-use crate::name::{Name, SHARDS, Shard};
+use crate::name::{Map, Name, SHARDS, Shard};
 use crate::network::shm::ShmNetwork;
 use crate::network::{Broken, Network};
 use crate::request::{
@@ -198,7 +198,7 @@ pub struct Service {
     /// Chains to peers that cannot be reached: their errors.
     refused: Vec<(u8, Token)>,
     outboxes: Vec<Outbox>,
-    pending: HashMap<u64, Pending>,
+    pending: Map<u64, Pending>,
     waits: HashMap<u64, Waiter>,
     wait_of: HashMap<(ChannelId, u32), u64>,
     next_id: u64,
@@ -320,7 +320,7 @@ impl Service {
             scratch: Vec::new(),
             refused: Vec::new(),
             outboxes: (0..MAX_NODES).map(|_| outbox()).collect(),
-            pending: HashMap::new(),
+            pending: Map::default(),
             waits: HashMap::new(),
             wait_of: HashMap::new(),
             next_id: 1,

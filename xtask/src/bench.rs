@@ -75,7 +75,8 @@ const ROWS: &[Row] = &[
     },
 ];
 
-fn median(values: &mut [f64]) -> f64 {
+/// The middle of values.
+pub(crate) fn median(values: &mut [f64]) -> f64 {
     values.sort_by(f64::total_cmp);
     values[values.len() / 2]
 }
@@ -85,7 +86,8 @@ fn number(bytes: &[u8]) -> Result<f64> {
     text.trim().parse().with_context(|| format!("not a figure: {text:?}"))
 }
 
-fn native(program: &Path, mode: &str, count: u32, file: Option<&Path>) -> Result<f64> {
+/// Runs a mode of the program natively: ns per call.
+pub(crate) fn native(program: &Path, mode: &str, count: u32, file: Option<&Path>) -> Result<f64> {
     let mut command = Command::new(program);
     command.args([mode, &count.to_string()]).args(file);
     let out = command.output()?;
@@ -137,17 +139,5 @@ pub fn run() -> Result<()> {
             println!("    {name:24} {:9.2} µs   ratio {:8.2}", reference / 1000.0, ns / reference);
         }
     }
-    cluster.down()?;
-    println!(
-        "the cluster-cache at its own interface, shm fabric, no rings and wake-ups, medians in ns"
-    );
-    setup::cargo(&[
-        "run",
-        "--release",
-        "--quiet",
-        "--package",
-        "clustix-ccache",
-        "--example",
-        "cost",
-    ])
+    cluster.down()
 }

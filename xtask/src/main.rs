@@ -4,10 +4,12 @@
 //! which, before), builds, and does its job in a state folder of its own under the target directory.
 
 mod bench;
+mod bench_cache;
 mod cluster;
 mod data;
 mod demo;
 mod model;
+mod rivals;
 mod setup;
 mod sim;
 mod suite;
@@ -40,7 +42,11 @@ enum Command {
         only: Option<String>,
     },
     /// Measure, each figure beside its reference in the same run
-    Bench,
+    Bench {
+        /// What: the calls of programs, or the cluster-cache itself
+        #[arg(value_enum, default_value_t = Bench::Calls)]
+        what: Bench,
+    },
     /// Run the cluster-cache's protocol in simulated clusters, under schedules that follow from
     /// seeds; exits non-zero at the first seed that finds something
     #[command(disable_help_flag = true)]
@@ -67,12 +73,22 @@ enum Command {
     },
 }
 
+/// What is measured.
+#[derive(Clone, Copy, clap::ValueEnum)]
+enum Bench {
+    /// Calls of programs, beside the same calls made natively
+    Calls,
+    /// The cluster-cache, beside a map, a hand-over between processes, Redis and etcd
+    Cache,
+}
+
 fn main() -> ExitCode {
     let result = match Cli::parse().command {
         Command::Setup => setup::packages(),
         Command::Demo => demo::run(),
         Command::Test { all, only } => suite::run(all, only.as_deref()),
-        Command::Bench => bench::run(),
+        Command::Bench { what: Bench::Calls } => bench::run(),
+        Command::Bench { what: Bench::Cache } => bench_cache::run(),
         Command::Sim { args } => sim::run(&args),
         Command::Model { args } => model::run(&args),
         Command::Vm { command } => match vm::run(command) {

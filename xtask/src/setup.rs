@@ -32,6 +32,13 @@ const VERBS_PACKAGES: &[Package] = &[
     ("pkg-config", "/usr/bin/pkg-config"),
 ];
 
+/// What the cluster-cache is measured beside.
+const RIVAL_PACKAGES: &[Package] = &[
+    ("redis-server", "/usr/bin/redis-server"),
+    ("etcd-server", "/usr/bin/etcd"),
+    ("etcd-client", "/usr/bin/etcdctl"),
+];
+
 fn root() -> bool {
     std::fs::metadata("/proc/self").is_ok_and(|m| std::os::unix::fs::MetadataExt::uid(&m) == 0)
 }
@@ -44,6 +51,11 @@ pub fn packages() -> Result<()> {
 /// As [`packages`], for `cargo xtask vm` and the suite "vm".
 pub fn vm_packages() -> Result<()> {
     install(VM_PACKAGES)
+}
+
+/// As [`packages`], for `cargo xtask bench cache`.
+pub fn rival_packages() -> Result<()> {
+    install(RIVAL_PACKAGES)
 }
 
 fn install(packages: &[Package]) -> Result<()> {
@@ -64,6 +76,8 @@ fn install(packages: &[Package]) -> Result<()> {
         let status = command
             .args(args)
             .env("DEBIAN_FRONTEND", "noninteractive")
+            // No service of a package is started: what is needed of them is started here.
+            .env("RUNLEVEL", "1")
             .status()
             .context("cannot run apt-get: this needs Debian, and root or sudo")?;
         if !status.success() {

@@ -209,7 +209,7 @@ impl Engine {
         };
         let place = item.set.payload(item.name.shard(), item.slot.unwrap_or(0), item.version);
         let payload = if self.replica_of(item.name) {
-            Payload::Own { place, len: data.len() as u32 }
+            Payload::Own { place, data }
         } else {
             Payload::Copy { set: item.set, data }
         };

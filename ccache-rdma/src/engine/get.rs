@@ -390,7 +390,7 @@ impl Engine {
             let fact = Fact { version: head.version, c0: g.c0, epoch: g.epoch, kept: false };
             let place = g.set.payload(g.name.shard(), g.slot, head.version);
             let payload = if self.replica_of(g.name) {
-                Payload::Own { place, len: head.len }
+                Payload::Own { place, data: &data }
             } else {
                 Payload::Copy { set: g.set, data: &data }
             };

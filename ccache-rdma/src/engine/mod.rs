@@ -40,7 +40,7 @@ use crate::cache::CacheError;
 use crate::fabric::{FabricError, Outcome, Token, Verb};
 use crate::layout::{self, control};
 use crate::lease::Timing;
-use crate::name::Name;
+use crate::name::{Map, Name, Names};
 use crate::request::{Reply, Request};
 use crate::view::{MAX_NODES, Slots, View};
 #[cfg(feature = "put-back-bugs")]
@@ -55,7 +55,7 @@ pub use recovery::Times;
 pub(crate) use slots::SlotKey;
 use slots::SlotShare;
 use std::cmp::Reverse;
-use std::collections::{BinaryHeap, HashMap, VecDeque};
+use std::collections::{BinaryHeap, VecDeque};
 
 /// Names a request; chosen by the shell, unique among those under way.
 #[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Debug)]
@@ -254,8 +254,8 @@ pub struct Engine {
     timers: BinaryHeap<Reverse<(u64, OpId)>>,
     /// Chains posted and not completed.
     outstanding: u32,
-    objects: HashMap<Name, Object>,
-    shares: HashMap<SlotKey, SlotShare>,
+    objects: Names<Object>,
+    shares: Map<SlotKey, SlotShare>,
     primary: Primary,
     /// Allocations of this node's own operations, until they are back in the table.
     local_allocations: Vec<(Name, u32, Asker)>,
@@ -267,10 +267,10 @@ pub struct Engine {
     /// Objects that this node's clients have grabbed, with the end of each.
     grabs: Vec<(u64, Name)>,
     /// As primary: who wants to hear of changes.
-    watched: HashMap<Name, Slots>,
+    watched: Names<Slots>,
     /// This node's waits, by object.
-    waiting: HashMap<Name, Vec<OpId>>,
-    queued_waits: HashMap<RequestId, OpId>,
+    waiting: Names<Vec<OpId>>,
+    queued_waits: Map<RequestId, OpId>,
     /// Slots found removed by a recovery, to be freed when all go on.
     free_later: Vec<(Name, u32)>,
     /// When to look next for callers who have waited too long.
@@ -305,8 +305,8 @@ impl Engine {
             ready: VecDeque::new(),
             timers: BinaryHeap::new(),
             outstanding: 0,
-            objects: HashMap::new(),
-            shares: HashMap::new(),
+            objects: Map::default(),
+            shares: Map::default(),
             primary: Primary::default(),
             local_allocations: Vec::new(),
             redo_free: (0..control::REDO_RECORDS).rev().collect(),
@@ -314,9 +314,9 @@ impl Engine {
             lease_waiting: Vec::new(),
             kept: VecDeque::new(),
             grabs: Vec::new(),
-            watched: HashMap::new(),
-            waiting: HashMap::new(),
-            queued_waits: HashMap::new(),
+            watched: Map::default(),
+            waiting: Map::default(),
+            queued_waits: Map::default(),
             free_later: Vec::new(),
             overdue_check: 0,
             deferred: Vec::new(),

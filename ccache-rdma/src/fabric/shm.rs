@@ -39,6 +39,10 @@ pub struct ShmFabric {
     peers: [Option<Peer>; MAX_NODES],
     /// Slots whose ccache is known to be dead: it cannot be inside any more.
     dead: u16,
+    /// Slots whose gates are open.
+    admitted: u16,
+    /// The bell at the last look at all mailboxes; `None`: they are to be looked at whatever it says.
+    rung: Option<u32>,
     revoking: Vec<Revoking>,
     done: Vec<FabricEvent>,
 }
@@ -57,6 +61,8 @@ impl ShmFabric {
             own,
             peers: Default::default(),
             dead: 0,
+            admitted: 0,
+            rung: None,
             revoking: Vec::new(),
             done: Vec::new(),
         }
@@ -68,6 +74,8 @@ impl ShmFabric {
             return;
         }
         self.dead &= !(1 << peer);
+        self.admitted |= 1 << peer;
+        self.rung = None;
         let mailbox = control::mailbox(peer);
         self.own.set_control(mailbox, 0);
         self.own.set_control(mailbox + 64, 0);
@@ -124,7 +132,9 @@ impl ShmFabric {
         }
         let busy = arena.word(RegionId::Control, control::busy(self.node));
         let gate = arena.word(RegionId::Control, control::gate(self.node));
-        busy.store(1, Ordering::SeqCst);
+        // The fence, and the one between gate and busy word in a revoke, order the two words for both
+        // sides: one of them sees the other's.
+        busy.store(1, Ordering::Relaxed);
         fence(Ordering::SeqCst);
         if gate.load(Ordering::SeqCst) != self.key {
             busy.store(0, Ordering::Release);
@@ -142,8 +152,19 @@ impl ShmFabric {
         word.ok_or(FabricError::Range)
     }
 
-    fn act(&self, peer: u8, verb: &Verb) -> Result<Outcome, FabricError> {
+    /// A whole chain; a short one is one piece, for each passage of the gate costs a fence.
+    fn act_all(&self, peer: u8, chain: &[Verb]) -> Result<Vec<Outcome>, FabricError> {
         let (arena, gated) = self.target(peer)?;
+        let bytes: usize = chain.iter().map(bytes).sum();
+        let whole = bytes <= PIECE;
+        let all = || chain.iter().map(|verb| self.act(arena, gated && !whole, verb)).collect();
+        let result = if whole { self.through(arena, gated, all)? } else { all() };
+        // What was written is seen before anything that this node reads once it is told "done".
+        fence(Ordering::SeqCst);
+        result
+    }
+
+    fn act(&self, arena: &Arena, gated: bool, verb: &Verb) -> Result<Outcome, FabricError> {
         match verb {
             Verb::Read { at, len } => {
                 let len = *len as usize;
@@ -177,7 +198,6 @@ impl ShmFabric {
                         return Err(FabricError::Range);
                     }
                 }
-                fence(Ordering::SeqCst);
                 Ok(Outcome::Done)
             }
             Verb::WriteWord { at, word: value } => {
@@ -201,13 +221,14 @@ impl ShmFabric {
         }
     }
 
-    fn receive(&mut self, from: u8) {
+    /// Takes messages from a mailbox; whether that were all.
+    fn receive(&mut self, from: u8) -> bool {
         let ring = control::mailbox(from) + 4096;
         for _ in 0..MESSAGES_PER_POLL {
             let tail = self.own.control(control::mailbox(from));
             let head = self.own.control(control::mailbox(from) + 64);
             if tail == head {
-                return;
+                return true;
             }
             let mut message = None;
             let mut next = tail;
@@ -235,6 +256,15 @@ impl ShmFabric {
                 self.done.push(FabricEvent::Message { from, bytes });
             }
         }
+        false
+    }
+}
+
+/// How many bytes a verb acts on.
+fn bytes(verb: &Verb) -> usize {
+    match verb {
+        Verb::Read { len, .. } | Verb::Write { len, .. } => *len as usize,
+        Verb::WriteWord { .. } | Verb::CompareSwap { .. } | Verb::FetchAdd { .. } => 8,
     }
 }
 
@@ -250,7 +280,7 @@ fn check(arena: &Arena, at: Address, len: usize) -> Result<(), FabricError> {
 
 impl Fabric for ShmFabric {
     fn post(&mut self, peer: u8, token: Token, chain: &[Verb]) {
-        let result = chain.iter().map(|verb| self.act(peer, verb)).collect();
+        let result = self.act_all(peer, chain);
         self.done.push(FabricEvent::Completed { peer, token, result });
     }
 
@@ -289,24 +319,29 @@ impl Fabric for ShmFabric {
     }
 
     fn poll(&mut self, now: u64, out: &mut Vec<FabricEvent>) {
-        let own = self.own.clone();
-        let dead = self.dead;
-        let done = &mut self.done;
-        self.revoking.retain_mut(|r| {
-            let inside = own.control(control::busy(r.peer)) != 0 && dead & 1 << r.peer == 0;
-            if !inside {
-                done.push(FabricEvent::Revoked { peer: r.peer });
-            } else if r.stuck.is_some_and(|at| now >= at) {
-                r.stuck = None;
-                done.push(FabricEvent::Stuck { peer: r.peer });
+        if !self.revoking.is_empty() {
+            let (own, dead, done) = (&self.own, self.dead, &mut self.done);
+            self.revoking.retain_mut(|r| {
+                let inside = own.control(control::busy(r.peer)) != 0 && dead & 1 << r.peer == 0;
+                if !inside {
+                    done.push(FabricEvent::Revoked { peer: r.peer });
+                } else if r.stuck.is_some_and(|at| now >= at) {
+                    r.stuck = None;
+                    done.push(FabricEvent::Stuck { peer: r.peer });
+                }
+                inside
+            });
+        }
+        // Read before the mailboxes: a message that comes meanwhile rings it again.
+        let bell = self.bell().map(|b| b.load(Ordering::SeqCst));
+        if bell.is_none() || bell != self.rung {
+            let mut all = true;
+            let admitted = self.admitted;
+            for peer in (0..MAX_NODES as u8).filter(|p| admitted & 1 << p != 0) {
+                // What a revoked peer sent before is read no more: it may be from an earlier view.
+                all &= peer == self.node || self.receive(peer);
             }
-            inside
-        });
-        for peer in 0..MAX_NODES as u8 {
-            // What a revoked peer sent before is read no more: it may be from an earlier view.
-            if peer != self.node && own.control(control::gate(peer)) != 0 {
-                self.receive(peer);
-            }
+            self.rung = if all { bell } else { None };
         }
         out.append(&mut self.done);
     }
@@ -316,6 +351,7 @@ impl Fabric for ShmFabric {
             return;
         }
         self.peers[usize::from(peer)] = None;
+        self.admitted &= !(1 << peer);
         self.own.word(RegionId::Control, control::gate(peer)).store(0, Ordering::SeqCst);
         fence(Ordering::SeqCst);
         self.revoking.push(Revoking { peer, stuck: Some(now.saturating_add(REVOKE_BOUND)) });
@@ -452,6 +488,7 @@ mod tests {
             b.own.set_control(mailbox + 4096, len);
             b.own.set_control(mailbox + 64, 0);
             b.own.set_control(mailbox, tail);
+            b.bell().unwrap().fetch_add(1, Ordering::SeqCst);
             let mut out = Vec::new();
             b.poll(0, &mut out);
             assert!(out.len() <= 1, "{tail} {len}");

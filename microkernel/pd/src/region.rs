@@ -10,9 +10,12 @@ use std::sync::atomic::{AtomicBool, AtomicU8, AtomicU32, AtomicU64, Ordering};
 
 use crate::kernel::Kernel;
 
-/// Copies of at most this many bytes go by atomic loads; longer ones by the processor's string
-/// copy, which has a start-up cost of some tens of cycles.
-const SHORT_COPY: usize = 128;
+/// Copies of at most this many bytes go by atomic words, whose loads wait for memory together;
+/// longer ones by the processor's string copy, which has a start-up cost of some tens of cycles.
+const SHORT_COPY: usize = 512;
+/// Bytes of a line of the processor's caches.
+#[cfg(target_arch = "x86_64")]
+const LINE: usize = 64;
 
 /// A shared mapping of a memfd, unmapped on drop. The mapping itself never moves or shrinks while
 /// it lives, and the kernel seals the memfds it hands out against shrinking, so every access
@@ -112,6 +115,21 @@ impl Mapping {
         self.words().get(at / 8)
     }
 
+    /// Asks for the `len` bytes from offset `at` to be brought into the processor's caches, without
+    /// waiting for them.
+    #[inline]
+    pub fn prefetch(&self, at: usize, len: usize) {
+        #[cfg(target_arch = "x86_64")]
+        for offset in (at..at.saturating_add(len).min(self.len)).step_by(LINE) {
+            use std::arch::x86_64::{_MM_HINT_T0, _mm_prefetch};
+            // SAFETY: in bounds. A hint, which reads nothing that the program sees; every x86-64
+            // has it.
+            unsafe { _mm_prefetch::<_MM_HINT_T0>(self.base.as_ptr().add(offset).cast()) };
+        }
+        #[cfg(not(target_arch = "x86_64"))]
+        let _ = (at, len);
+    }
+
     /// Copies out from byte offset `at`; `false` (and nothing copied) when the range is not inside.
     /// The bytes may be torn if another writes them meanwhile.
     #[must_use]
@@ -122,9 +140,18 @@ impl Mapping {
         // SAFETY: in bounds as just checked.
         let from = unsafe { self.base.as_ptr().add(at) };
         if into.len() <= SHORT_COPY {
-            for (i, b) in into.iter_mut().enumerate() {
+            let words = if at.is_multiple_of(8) { into.len() / 8 } else { 0 };
+            let (whole, rest) = into.split_at_mut(words * 8);
+            for (i, b) in whole.chunks_exact_mut(8).enumerate() {
+                // SAFETY: `from + 8 * i` and the seven bytes after it are in bounds; it is aligned,
+                // for the base is, and `at` is a multiple of 8.
+                let word = unsafe { &*from.add(8 * i).cast::<AtomicU64>() };
+                b.copy_from_slice(&word.load(Ordering::Relaxed).to_ne_bytes());
+            }
+            for (i, b) in rest.iter_mut().enumerate() {
                 // SAFETY: `from + i` is in bounds; a byte needs no alignment.
-                *b = unsafe { &*from.add(i).cast::<AtomicU8>() }.load(Ordering::Relaxed);
+                *b =
+                    unsafe { &*from.add(words * 8 + i).cast::<AtomicU8>() }.load(Ordering::Relaxed);
             }
             return true;
         }
@@ -161,9 +188,20 @@ impl Mapping {
         // SAFETY: in bounds as just checked.
         let into = unsafe { self.base.as_ptr().add(at) };
         if from.len() <= SHORT_COPY {
-            for (i, b) in from.iter().enumerate() {
+            let words = if at.is_multiple_of(8) { from.len() / 8 } else { 0 };
+            let (whole, rest) = from.split_at(words * 8);
+            for (i, b) in whole.chunks_exact(8).enumerate() {
+                let mut word = [0; 8];
+                word.copy_from_slice(b);
+                // SAFETY: `into + 8 * i` and the seven bytes after it are in bounds and writable;
+                // it is aligned, for the base is, and `at` is a multiple of 8.
+                unsafe { &*into.add(8 * i).cast::<AtomicU64>() }
+                    .store(u64::from_ne_bytes(word), Ordering::Relaxed);
+            }
+            for (i, b) in rest.iter().enumerate() {
                 // SAFETY: `into + i` is in bounds and writable; a byte needs no alignment.
-                unsafe { &*into.add(i).cast::<AtomicU8>() }.store(*b, Ordering::Relaxed);
+                unsafe { &*into.add(words * 8 + i).cast::<AtomicU8>() }
+                    .store(*b, Ordering::Relaxed);
             }
             return true;
         }
@@ -295,6 +333,12 @@ impl Region {
     /// The 32-bit word at byte offset `at` (for futexes), if it is aligned and inside.
     pub fn word32(&self, at: usize) -> Option<&AtomicU32> {
         self.0.mapping.word32(at)
+    }
+
+    /// Asks for `len` bytes from offset `at` to be brought into the processor's caches.
+    #[inline]
+    pub fn prefetch(&self, at: usize, len: usize) {
+        self.0.mapping.prefetch(at, len);
     }
 
     /// Copies out from byte offset `at`; `false` when the range is not inside.

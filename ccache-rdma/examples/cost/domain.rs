@@ -1,0 +1,133 @@
+//! What operations cost from a server's protection domain: its client, its ring, a ccache that
+//! sleeps in a thread of its own and serves with one-sided verbs, three nodes in this process.
+
+use crate::{figure, median};
+use clustix_ccache::cache::{Cache, Transaction};
+use clustix_ccache::client::CacheClient;
+use clustix_ccache::name::{Name, SHARDS, Shard};
+use clustix_ccache::set::{Class, INODE};
+use clustix_pd::exec;
+use clustix_testbed::Cluster;
+use std::sync::Barrier;
+use std::time::Instant;
+
+/// Objects, each written some times.
+const OBJECTS: usize = 500;
+/// Bytes of each.
+const BYTES: usize = 256;
+/// Turns of one client with [`clients`].
+const TURNS: usize = 4000;
+
+fn timed(mut work: impl FnMut(usize)) -> f64 {
+    let one = |i| {
+        let start = Instant::now();
+        work(i);
+        start.elapsed().as_nanos() as u64
+    };
+    median((0..OBJECTS).map(one).collect()) as f64
+}
+
+/// A shard whose primary is that node.
+fn shard_of(cluster: &Cluster, node: u8) -> Shard {
+    (0..SHARDS).map(Shard).find(|s| cluster.view.primary(*s) == Some(node)).unwrap()
+}
+
+fn put(client: &CacheClient, name: Name, byte: u8) {
+    exec::block_on(client.put(name, vec![byte; BYTES])).unwrap();
+}
+
+/// Keeps the calling thread on one processor, and what it starts from then on.
+fn stay_on(processor: usize) {
+    let mut set = rustix::thread::CpuSet::new();
+    set.set(processor);
+    rustix::thread::sched_setaffinity(None, &set).unwrap();
+}
+
+/// One client alone. `placement`: "any", where the scheduler puts domain and ccache; "same", both on
+/// one processor; "apart", on two.
+pub fn run(placement: &str) {
+    match placement {
+        "same" | "apart" => stay_on(0),
+        _ => {}
+    }
+    let cluster = Cluster::new(3);
+    if placement == "apart" {
+        stay_on(1);
+    }
+    let client = cluster.client(0);
+    let home = client.local_shard(Class::Vfs, None);
+    let away = shard_of(&cluster, 1);
+    let name = |shard: Shard, i: usize| Name::new(INODE, shard, i as u128);
+    for (what, shard) in [("at home", home), ("away", away)] {
+        for i in 0..OBJECTS {
+            put(client, name(shard, i), 1);
+        }
+        figure(&format!("put {what}"), timed(|i| put(client, name(shard, i), 2)));
+        figure(&format!("put kept {what}"), timed(|i| put(client, name(shard, i), 3)));
+    }
+    let three = [0, 1, 2].map(|node| shard_of(&cluster, node));
+    let transact = |i: usize, byte: u8| {
+        let one = |t: Transaction, s: &Shard| t.set(name(*s, OBJECTS + i), vec![byte; BYTES]);
+        exec::block_on(client.transact(three.iter().fold(Transaction::new(), one))).unwrap();
+    };
+    (0..OBJECTS).for_each(|i| transact(i, 1));
+    figure("transaction of 3", timed(|i| transact(i, 2)));
+    figure("transaction of 3 kept", timed(|i| transact(i, 3)));
+    let mut out = Vec::new();
+    let mut get = |i: usize| {
+        exec::block_on(client.get(name(home, i), &mut out)).unwrap();
+    };
+    (0..OBJECTS).for_each(&mut get);
+    figure("get", timed(get));
+}
+
+/// `count` clients at once, spread over the nodes, each with objects of its own: latency of one
+/// operation, and operations of all per second.
+pub fn clients(count: usize) {
+    let cluster = Cluster::new(3);
+    let of_nodes = [0, 1, 2].map(|node| cluster.client(node).clone());
+    let barrier = Barrier::new(count);
+    let one = |number: usize| {
+        let client = &of_nodes[number % 3];
+        let shard = client.local_shard(Class::Vfs, None);
+        let name = |i: usize| Name::new(INODE, shard, (number << 32 | i % 64) as u128);
+        let mut out = Vec::new();
+        for i in 0..64 {
+            put(client, name(i), 1);
+        }
+        let mut all = Vec::new();
+        for write in [true, false] {
+            barrier.wait();
+            let start = Instant::now();
+            let mut times = Vec::with_capacity(TURNS);
+            for i in 0..TURNS {
+                let start = Instant::now();
+                if write {
+                    put(client, name(i), i as u8);
+                } else {
+                    exec::block_on(client.get(name(i), &mut out)).unwrap();
+                }
+                times.push(start.elapsed().as_nanos() as u64);
+            }
+            all.push((median(times) as f64, start.elapsed().as_secs_f64()));
+        }
+        all
+    };
+    let all: Vec<Vec<(f64, f64)>> = std::thread::scope(|s| {
+        let threads: Vec<_> = (0..count)
+            .map(|n| {
+                s.spawn({
+                    let one = &one;
+                    move || one(n)
+                })
+            })
+            .collect();
+        threads.into_iter().map(|t| t.join().unwrap()).collect()
+    });
+    for (i, what) in ["put", "get"].iter().enumerate() {
+        let latency = all.iter().map(|c| c[i].0).sum::<f64>() / count as f64;
+        let slowest = all.iter().map(|c| c[i].1).fold(0.0, f64::max);
+        figure(what, latency);
+        figure(&format!("{what} per second"), (count * TURNS) as f64 / slowest);
+    }
+}
