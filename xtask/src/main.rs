@@ -4,6 +4,7 @@
 //! which, before), builds, and does its job in a state folder of its own under the target directory.
 
 mod bench;
+mod bench_vm;
 mod cluster;
 mod data;
 mod demo;
@@ -40,7 +41,14 @@ enum Command {
         only: Option<String>,
     },
     /// Measure, each figure beside its reference in the same run
-    Bench,
+    Bench {
+        /// `cache`: only the cluster-cache
+        #[arg(value_parser = ["cache"], required_if_eq("vm", "true"))]
+        what: Option<String>,
+        /// In three machines with soft-RoCE, over RDMA verbs
+        #[arg(long)]
+        vm: bool,
+    },
     /// Run the cluster-cache's protocol in simulated clusters, under schedules that follow from
     /// seeds; exits non-zero at the first seed that finds something
     #[command(disable_help_flag = true)]
@@ -72,7 +80,8 @@ fn main() -> ExitCode {
         Command::Setup => setup::packages(),
         Command::Demo => demo::run(),
         Command::Test { all, only } => suite::run(all, only.as_deref()),
-        Command::Bench => bench::run(),
+        Command::Bench { vm: true, .. } => bench_vm::run(),
+        Command::Bench { .. } => bench::run(),
         Command::Sim { args } => sim::run(&args),
         Command::Model { args } => model::run(&args),
         Command::Vm { command } => match vm::run(command) {
