@@ -5,6 +5,7 @@
 
 mod bench;
 mod bench_cache;
+mod bench_vm;
 mod cluster;
 mod data;
 mod demo;
@@ -46,6 +47,9 @@ enum Command {
         /// What: the calls of programs, or the cluster-cache itself
         #[arg(value_enum, default_value_t = Bench::Calls)]
         what: Bench,
+        /// The cluster-cache in three machines with soft-RoCE, over RDMA verbs
+        #[arg(long)]
+        vm: bool,
     },
     /// Run the cluster-cache's protocol in simulated clusters, under schedules that follow from
     /// seeds; exits non-zero at the first seed that finds something
@@ -87,8 +91,9 @@ fn main() -> ExitCode {
         Command::Setup => setup::packages(),
         Command::Demo => demo::run(),
         Command::Test { all, only } => suite::run(all, only.as_deref()),
-        Command::Bench { what: Bench::Calls } => bench::run(),
-        Command::Bench { what: Bench::Cache } => bench_cache::run(),
+        Command::Bench { vm: true, .. } => bench_vm::run(),
+        Command::Bench { what: Bench::Calls, .. } => bench::run(),
+        Command::Bench { what: Bench::Cache, .. } => bench_cache::run(),
         Command::Sim { args } => sim::run(&args),
         Command::Model { args } => model::run(&args),
         Command::Vm { command } => match vm::run(command) {

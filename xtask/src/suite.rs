@@ -19,6 +19,7 @@ const SYSTEM: &[&str] = &[
     VM,
     VERBS,
     RXE,
+    RXE_COST,
 ];
 
 /// Machines with soft-RoCE: packages, a program and an image of their own.
@@ -29,6 +30,9 @@ const VERBS: &str = "verbs";
 
 /// A cluster over that fabric.
 const RXE: &str = "rxe";
+
+/// The cluster-cache alone over it: messages of one-sided operations, contention, costs.
+const RXE_COST: &str = "rxe-cost";
 
 /// Runs everything, or the whole-system suites whose name contains `only`. Every suite runs, also
 /// after one failed; exits non-zero if any did.
@@ -86,9 +90,10 @@ pub fn run(all: bool, only: Option<&str>) -> Result<()> {
     }
     let program = setup::build()?;
     let asked = |suite: &str| suites.iter().any(|(name, _)| name == suite);
-    let example = if asked(VERBS) { Some(setup::build_verbs_example()?) } else { None };
+    let example =
+        if asked(VERBS) || asked(RXE_COST) { Some(setup::build_verbs_example()?) } else { None };
     let verbs = if asked(RXE) { Some(setup::build_verbs()?) } else { None };
-    let machines = match [VM, VERBS, RXE].into_iter().any(asked) {
+    let machines = match [VM, VERBS, RXE, RXE_COST].into_iter().any(asked) {
         true => {
             setup::vm_packages()?;
             Some(setup::build_soft_roce()?)

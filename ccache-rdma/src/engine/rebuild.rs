@@ -3,6 +3,7 @@
 //! under the slot's word, so no write is overtaken by an older one.
 
 use super::get::as_word;
+use super::kept::Asked;
 use super::op::{Caller, Flow, Kind, Op, Part};
 use super::{Action, Bug, Engine};
 use crate::fabric::{Address, Verb};
@@ -131,7 +132,7 @@ impl Engine {
                     if chain.is_empty() {
                         continue;
                     }
-                    (op.polls, op.asked) = (0, 0);
+                    (op.polls, op.asked) = (0, Asked::default());
                     r.stage = Stage::Taking;
                     self.post(op, 0, me, chain);
                     return Flow::Waits;

@@ -6,6 +6,7 @@
 //! object posts halves, one of several a redo record.
 
 use super::get::{PATIENCE, as_bytes, as_word, candidates};
+use super::kept::Asked;
 use super::message::Message;
 use super::op::{Flow, Op, Part};
 use super::primary::Asker;
@@ -326,7 +327,8 @@ impl Engine {
             }
             item.found = Found::Known;
             if item.slot.is_some() {
-                item.guess = known.and_then(|o| o.guess);
+                // Who writes again what others wait for looks at it first: they come before it.
+                item.guess = known.filter(|o| !o.reluctance.was_asked()).and_then(|o| o.guess);
             } else if primary != self.config.node {
                 let chain = Engine::read_windows(item.name, item.set, false);
                 self.post(op, i as u16, primary, chain);
@@ -478,11 +480,12 @@ impl Engine {
                 item.guess = Some(word);
                 return None;
             }
-            item.guess = None;
             if Header::decode(as_bytes(outcomes.get(1))).bound != item.name {
                 // Another's by now, who may keep it for long.
                 return Some(self.relocate(op, w));
             }
+            // Polled by a CAS from what it will be: who waits is not overtaken between look and CAS.
+            item.guess = word.next_idle();
             let name = item.name;
             self.ask_back(op, &[(name, word)]);
             if self.now.saturating_sub(op.began) > PATIENCE {
@@ -490,7 +493,7 @@ impl Engine {
             }
             return Some(self.back_off(op));
         }
-        (op.polls, op.asked) = (0, 0);
+        (op.polls, op.asked) = (0, Asked::default());
         let header = Header::decode(as_bytes(outcomes.get(1)));
         if header.bound != item.name {
             return Some(self.relocate(op, w));
