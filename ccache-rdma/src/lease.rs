@@ -212,6 +212,12 @@ impl Watch {
         (0..MAX_NODES as u8).filter(|s| self.peers[usize::from(*s)].is_some()).collect()
     }
 
+    /// How long `slot` has not beaten, ns.
+    pub fn silence(&self, now: u64, slot: u8) -> u64 {
+        let peer = self.peers.get(usize::from(slot)).and_then(Option::as_ref);
+        peer.map_or(0, |p| now.saturating_sub(p.since))
+    }
+
     /// The renewal number of `slot` that stands in this node's memory now.
     pub fn observe(&mut self, now: u64, slot: u8, beat: u64) -> Option<Opinion> {
         let p = self.peers.get_mut(usize::from(slot))?.as_mut()?;

@@ -208,6 +208,10 @@ pub struct Service {
     parked: Option<Call>,
     member: Option<ChannelId>,
     suspected: BTreeMap<u8, u64>,
+    /// Of the latest suspicion: how long the node had been silent, and when that was, ns.
+    noticed: (u64, u64),
+    /// Changes of view that were told of.
+    changes: u64,
     rebuilt: Vec<(u8, u64, Vec<u16>)>,
     had_lease: bool,
     look_at: u64,
@@ -277,6 +281,9 @@ fn over_verbs(
         Patience { ack_timeout: verbs.ack_timeout, retry_count: verbs.retries, ..config.patience };
     match VerbsNetwork::new(config, slot, incarnation, arena.clone()) {
         Ok(network) => Ok(Box::new(network)),
+        Err(e) if e.raw_os_error() == Some(rustix::io::Errno::NODEV.raw_os_error()) => Err(failed(
+            &"no RDMA device has this address; `soft-roce-setup check` says what the host has and lacks",
+        )),
         Err(e) => Err(failed(&e)),
     }
 }
@@ -322,6 +329,8 @@ impl Service {
             parked: None,
             member: None,
             suspected: BTreeMap::new(),
+            noticed: (0, 0),
+            changes: 0,
             rebuilt: Vec::new(),
             had_lease: false,
             look_at: 0,
@@ -546,9 +555,34 @@ impl Service {
         if self.engine.deadline().is_some_and(|at| now >= at) {
             self.step(Event::Tick);
         }
+        self.tell_of_change();
         if now >= self.sweep_at {
             self.sweep_at = now + SWEEP;
             self.sweep(now);
+        }
+    }
+
+    /// Says of a change of view in which somebody was lost how long each part of it took.
+    fn tell_of_change(&mut self) {
+        let s = self.engine.stats();
+        if std::mem::replace(&mut self.changes, s.changes) == s.changes || !s.last_change.gone {
+            return;
+        }
+        let t = s.last_change;
+        let (silent, at) = self.noticed;
+        let parts = [
+            ("silent", silent),
+            ("view", t.view.saturating_sub(at)),
+            ("revoke", t.drained.saturating_sub(t.view)),
+            ("lease", t.lease.saturating_sub(t.drained)),
+            ("records", t.replayed.saturating_sub(t.lease)),
+            ("resolve", t.resolved.saturating_sub(t.replayed)),
+        ];
+        let text: Vec<String> =
+            parts.iter().map(|(part, ns)| format!("{part} {:.1}", *ns as f64 / 1e6)).collect();
+        eprintln!("ccache: view {} serves; ms: {}", self.view.epoch, text.join(", "));
+        for (part, ns) in parts {
+            metrics::set(&format!("clustix_takeover_ns{{part=\"{part}\"}}"), ns);
         }
     }
 
@@ -611,14 +645,22 @@ impl Service {
             opinions.extend(self.watch.observe(now, slot, beat));
         }
         // A look that was asked for (due 0) is never late.
-        opinions.extend(self.watch.tick(now, if due == 0 { now } else { due }));
+        let due = if due == 0 { now } else { due };
+        let late = now.saturating_sub(due);
+        if late > self.parts.config.timing.late() {
+            eprintln!("ccache: this node stood still: a timer was {} ms late", late / 1_000_000);
+            metrics::add("clustix_timer_late_total", 1);
+        }
+        opinions.extend(self.watch.tick(now, due));
         for o in opinions {
             match o {
                 Opinion::Suspect(slot, incarnation) => {
                     eprintln!(
                         "ccache: node {slot} (incarnation {incarnation}) is suspected to be dead"
                     );
+                    metrics::add("clustix_suspicions_total", 1);
                     self.suspected.insert(slot, incarnation);
+                    self.noticed = (self.watch.silence(now, slot), now);
                     self.tell(MemberEvent::Suspect { slot, incarnation });
                 }
                 Opinion::Trust(slot, incarnation) => {

@@ -53,6 +53,17 @@ impl Word {
     pub const fn is_idle(self) -> bool {
         (self.0 >> HOLDER_SHIFT) & 63 == 0
     }
+    /// What a held word becomes when its holder ends its write without keeping it, or gives it back,
+    /// unless other nodes register meanwhile. Only a guess; `None` of a word that nobody holds.
+    pub const fn next_idle(self) -> Option<Word> {
+        match self.holder() {
+            None => None,
+            Some(h) if self.writing() => {
+                Some(Word(Word::idle(self.version_low() + 1).0 + Word::share(h)))
+            }
+            Some(h) => Some(Word(self.0.wrapping_add(Word::give_back(h)))),
+        }
+    }
     /// A node's count of shared copies, 0 to 3.
     pub const fn count(self, node: u8) -> u8 {
         ((self.0 >> (2 * (node as u32 & 15))) & 3) as u8
@@ -145,6 +156,10 @@ mod tests {
                 expect = Word::idle(8).0 + 3 * Word::share(5);
             }
             assert_eq!(after.0, expect, "{after:?}");
+            assert_eq!(Word::idle(7).taken(holder).next_idle(), {
+                let taken = Word::idle(7).taken(holder);
+                Some(Word(taken.0.wrapping_add(Word::end(holder, taken.counts(), 1))))
+            });
             let dropped = Word(taken.0.wrapping_add(Word::drop_taken(holder)));
             assert_eq!(dropped.0, before);
             let grabbed = Word(before).grabbed(holder);
@@ -152,6 +167,8 @@ mod tests {
             assert_eq!(Word(grabbed.0 + Word::BEGIN), taken);
             let back = Word(grabbed.0.wrapping_add(Word::give_back(holder)));
             assert_eq!(back.0, before + Word::share(holder));
+            assert_eq!(grabbed.next_idle(), Some(back));
+            assert_eq!(back.next_idle(), None);
             let kept = Word(late.wrapping_add(Word::end_kept(taken.counts(), 1)));
             assert_eq!(kept.holder(), Some(holder));
             assert!(!kept.writing() && kept.is_version(8));

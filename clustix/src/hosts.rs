@@ -74,7 +74,7 @@ pub enum Fabric {
 }
 
 const fn ack_timeout() -> u8 {
-    14
+    15
 }
 const fn retries() -> u8 {
     6
@@ -244,7 +244,7 @@ mod tests {
         assert_eq!(places[1].fabric, "10.77.0.2:8001");
         assert!(hosts.host(3).unwrap_err().to_string().contains("1, 2"));
         let NetworkConfig::Verbs(v) = hosts.network(2) else { panic!() };
-        assert_eq!((v.listen.as_str(), v.ack_timeout, v.retries), ("10.77.0.2:8001", 14, 6));
+        assert_eq!((v.listen.as_str(), v.ack_timeout, v.retries), ("10.77.0.2:8001", 15, 6));
         assert_eq!(hosts.timing().renewal_ns, 200_000_000);
         // It is kept as JSON.
         let json = serde_json::to_string(&hosts).unwrap();

@@ -12,6 +12,7 @@
 
 pub mod device;
 pub mod guest;
+pub mod host;
 pub mod image;
 pub mod session;
 pub mod vm;

@@ -1,11 +1,11 @@
-//! `soft-roce-setup check`, `soft-roce-setup vm …`, and the agent that runs inside the machines.
+//! `soft-roce-setup check`, `host`, `vm …`, and the agent that runs inside the machines.
 
 #![forbid(unsafe_code)]
 
 use anyhow::{Context, Result};
 use clap::{Parser, Subcommand};
 use soft_roce_setup::vm::{self, Places};
-use soft_roce_setup::{device, guest};
+use soft_roce_setup::{device, guest, host};
 use std::path::{Path, PathBuf};
 use std::process::ExitCode;
 
@@ -30,6 +30,18 @@ enum Command {
         #[arg(long)]
         json: bool,
     },
+    /// Make an rxe device on an interface of this machine, for nodes on real hosts (needs root)
+    #[command(
+        after_long_help = "Examples:\n  soft-roce-setup host --netdev eth0\n  soft-roce-setup host --netdev eth0 --undo"
+    )]
+    Host {
+        /// The network interface, such as eth0
+        #[arg(long, value_name = "IF")]
+        netdev: String,
+        /// Remove it again
+        #[arg(long)]
+        undo: bool,
+    },
     /// Machines of one's own with RDMA between them: QEMU, a VDE switch, rxe
     Vm {
         #[command(subcommand)]
@@ -43,6 +55,10 @@ enum Command {
 fn main() -> ExitCode {
     let done = match Cli::parse().command {
         Command::Check { json } => return check(json),
+        Command::Host { netdev, undo } => {
+            let done = if undo { host::undo(&netdev) } else { host::set_up(&netdev) };
+            done.map(|()| ExitCode::SUCCESS)
+        }
         Command::Vm { command } => places().and_then(|p| vm::execute(command, &p)),
         Command::GuestAgent => guest::agent::serve().map(|()| ExitCode::SUCCESS),
     };

@@ -1,18 +1,24 @@
-//! Machines with soft-RoCE of a test's own, driven through `soft-roce-setup vm`.
+//! Machines with soft-RoCE, driven through `soft-roce-setup vm`.
 
 use crate::program::{clustix, clustix_verbs, soft_roce_setup};
 use crate::{Output, Program};
-use anyhow::{Context, Result};
+use anyhow::{Context, Result, ensure};
 use std::fs;
 use std::io::{BufRead, BufReader};
 use std::path::PathBuf;
 use std::process::{Child, Command, Stdio};
 use std::sync::mpsc::{Receiver, RecvTimeoutError, channel};
-use std::time::Duration;
+use std::time::{Duration, Instant};
 use tempfile::TempDir;
 
-/// A state folder and the machines in it, ended when it is dropped.
-#[derive(Debug)]
+/// Emulated machines share two cores with whatever else runs; the first `up` also makes the image.
+pub const UP: Duration = Duration::from_secs(600);
+/// A connection that is well shows several lines in that time, also on a loaded machine.
+const SILENCE: Duration = Duration::from_secs(5);
+/// A connection that was held up goes on within this: rxe's retries are seconds apart at most.
+pub const ALIVE: Duration = Duration::from_secs(60);
+
+/// Machines in a state folder of their own. They end with this.
 pub struct Machines {
     program: PathBuf,
     clustix: String,
@@ -24,7 +30,7 @@ impl Machines {
     /// None yet; `cluster`: with a cluster in them.
     ///
     /// # Errors
-    /// No folder or no program can be made.
+    /// The programs cannot be built.
     pub fn new(cluster: bool) -> Result<Machines> {
         let place = tempfile::Builder::new().prefix("clv").tempdir_in("/tmp")?;
         let clustix = if cluster { clustix_verbs()? } else { clustix()? };
@@ -32,19 +38,19 @@ impl Machines {
         Ok(Machines { program: soft_roce_setup()?, clustix, cluster, place })
     }
 
-    /// The state folder; `share` in it is /share in the machines.
+    /// Their state folder.
     pub fn state(&self) -> PathBuf {
         self.place.path().join("vm")
     }
 
-    /// The command `vm ARGS`.
+    /// `vm` with these arguments.
     pub fn command(&self, args: &[&str]) -> Command {
         let mut command = Command::new(&self.program);
         command.arg("vm").args(args).env("CLUSTIX_VM_STATE", self.state());
         command
     }
 
-    /// The command that starts them.
+    /// `vm up`.
     pub fn up(&self, nodes: &str) -> Command {
         let mut up = self.command(&["up", "--nodes", nodes, "--program", &self.clustix]);
         if !self.cluster {
@@ -53,18 +59,18 @@ impl Machines {
         up
     }
 
-    /// Runs `vm ARGS` to its end.
+    /// Runs `vm` to its end.
     ///
     /// # Errors
-    /// It cannot be run, or does not end.
+    /// It does not end.
     pub fn run(&self, args: &[&str]) -> Result<Output> {
         Program::start(self.command(args), b"")?.end()
     }
 
-    /// As [`Machines::run`]; what it printed. Says how long it took.
+    /// What `vm` prints, which must succeed.
     ///
     /// # Errors
-    /// It fails.
+    /// It does not.
     pub fn ok(&self, args: &[&str]) -> Result<String> {
         let out = self.run(args)?.ok().with_context(|| args.join(" "))?;
         println!("{:6.1} s  vm {}", out.took.as_secs_f32(), args.join(" "));
@@ -74,7 +80,7 @@ impl Machines {
     /// Command lines that name the state folder.
     ///
     /// # Errors
-    /// Those of reading /proc.
+    /// /proc cannot be read.
     pub fn processes(&self) -> Result<Vec<String>> {
         let state = self.state().display().to_string();
         let mut found = Vec::new();
@@ -97,9 +103,8 @@ impl Drop for Machines {
 }
 
 /// A command whose lines are looked at while it runs. Killed when dropped; the machine's agent then kills the program.
-#[derive(Debug)]
 pub struct Lines {
-    /// The process.
+    /// The command.
     pub child: Child,
     lines: Receiver<String>,
 }
@@ -108,7 +113,7 @@ impl Lines {
     /// Starts it.
     ///
     /// # Errors
-    /// It cannot be run.
+    /// It cannot be started.
     pub fn start(mut command: Command) -> Result<Lines> {
         let mut child = command.stdin(Stdio::null()).stdout(Stdio::piped()).spawn()?;
         let out = child.stdout.take().context("no standard output")?;
@@ -133,6 +138,39 @@ impl Lines {
             Err(RecvTimeoutError::Timeout) => Ok(None),
             Err(RecvTimeoutError::Disconnected) => anyhow::bail!("the program has ended"),
         }
+    }
+
+    /// Waits for a line that contains `part`, and answers it.
+    ///
+    /// # Errors
+    /// The program ends, or the time is up, first; says what it printed meanwhile.
+    pub fn wait_for(&self, part: &str, within: Duration) -> Result<String> {
+        let until = Instant::now() + within;
+        let mut seen = Vec::new();
+        loop {
+            let left = until.saturating_duration_since(Instant::now());
+            let line = self
+                .next(left)
+                .with_context(|| format!("no {part:?} in {seen:?}"))?
+                .with_context(|| format!("no {part:?} in time, but {seen:?}"))?;
+            println!("         {line}");
+            if line.contains(part) {
+                return Ok(line);
+            }
+            seen.push(line);
+        }
+    }
+
+    /// Waits for a silence: what was under way comes, then nothing.
+    ///
+    /// # Errors
+    /// There is none.
+    pub fn silent(&self) -> Result<()> {
+        let until = Instant::now() + ALIVE;
+        while self.next(SILENCE)?.is_some() {
+            ensure!(Instant::now() < until, "it does not fall silent");
+        }
+        Ok(())
     }
 }
 

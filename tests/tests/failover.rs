@@ -125,6 +125,21 @@ struct Rounds {
     idle: u64,
     /// Live nodes that were suspected.
     evicted: u64,
+    /// Of each takeover, by what survivors' ccaches said of it: its parts, ms.
+    parts: BTreeMap<String, Vec<f64>>,
+}
+
+/// Takes the parts of the latest takeover from the survivors' logs.
+fn parts(cluster: &Cluster, into: &mut BTreeMap<String, Vec<f64>>) -> Result<()> {
+    let logs = cluster.cli(["logs"])?.ok()?.text();
+    let view = |l: &str| l.rsplit_once("view ").and_then(|(_, v)| v.parse::<u64>().ok());
+    let all = logs.lines().filter_map(|l| l.split_once(" serves; ms: "));
+    let Some((_, said)) = all.max_by_key(|(l, _)| view(l)) else { return Ok(()) };
+    for part in said.split(", ") {
+        let (name, ms) = part.split_once(' ').context("a part")?;
+        into.entry(name.to_owned()).or_default().push(ms.parse()?);
+    }
+    Ok(())
 }
 
 fn kill_rounds(
@@ -172,6 +187,7 @@ fn kill_rounds(
         let out = Program::start(cluster.sh_command(None, &script), b"")?.end()?.ok()?;
         ensure!(out.text().trim() == round.to_string(), "{out:?}");
         r.served.push(killed.elapsed().as_millis());
+        parts(cluster, &mut r.parts)?;
         let started = Instant::now();
         cluster.cli(["start-node", &victim.to_string()])?.ok()?;
         whole(cluster, &mut r.evicted).with_context(|| format!("round {round}"))?;
@@ -226,7 +242,7 @@ fn no_acknowledged_file_is_lost() -> Result<()> {
     for thread in threads {
         thread.join().map_err(|_| anyhow::anyhow!("a writer panicked"))??;
     }
-    let Rounds { mut served, mut rebuilt, under_way, idle, evicted } = rounds_went?;
+    let Rounds { mut served, mut rebuilt, under_way, idle, evicted, parts } = rounds_went?;
     // Every acknowledged file, from a node of its own, against the oracle.
     let back = tempfile::tempdir()?;
     let mut checked = 0;
@@ -256,6 +272,15 @@ fn no_acknowledged_file_is_lost() -> Result<()> {
     println!(
         "failover: {checked} acknowledged files, none lost; {evicted} live nodes were suspected and started again"
     );
+    let medians: Vec<String> = ["silent", "view", "revoke", "lease", "records", "resolve"]
+        .into_iter()
+        .filter_map(|name| {
+            let mut ms = parts.get(name)?.clone();
+            ms.sort_by(f64::total_cmp);
+            Some(format!("{name} {:.1} (worst {:.1})", ms.get(ms.len() / 2)?, ms.last()?))
+        })
+        .collect();
+    println!("failover: parts of a takeover, medians in ms: {}", medians.join(", "));
     println!(
         "failover: kill to first served request: median {} ms, worst {} ms; start to all copies rebuilt: median {} ms, worst {} ms",
         served[served.len() / 2],

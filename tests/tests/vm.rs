@@ -3,27 +3,11 @@
 
 use anyhow::{Context, Result, ensure};
 use clustix_tests::Program;
-use clustix_tests::machines::{Lines, Machines};
+use clustix_tests::machines::{ALIVE, Lines, Machines, UP};
 use std::fs;
 use std::path::Path;
 use std::process::Stdio;
-use std::time::{Duration, Instant};
-
-/// Emulated machines share two cores with whatever else runs; the first `up` also makes the image.
-const UP: Duration = Duration::from_secs(600);
-/// A connection that is well shows several lines in that time, also on a loaded machine.
-const SILENCE: Duration = Duration::from_secs(5);
-/// A connection that was held up goes on within this: rxe's retries are seconds apart at most.
-const ALIVE: Duration = Duration::from_secs(60);
-
-/// Waits for a silence: what was under way comes, then nothing.
-fn silent(lines: &Lines) -> Result<()> {
-    let until = Instant::now() + ALIVE;
-    while lines.next(SILENCE)?.is_some() {
-        ensure!(Instant::now() < until, "it does not fall silent");
-    }
-    Ok(())
-}
+use std::time::Instant;
 
 /// Ends an `up` with SIGKILL once its first machine runs; what it left must be cleared by the next.
 fn killed_up(m: &Machines) -> Result<()> {
@@ -53,6 +37,21 @@ fn runs_programs(m: &Machines) -> Result<()> {
     fs::write(share.join("in"), "from the host")?;
     m.ok(&["run", "--node", "3", "--", "cp", "/share/in", "/share/out"])?;
     ensure!(fs::read_to_string(share.join("out"))? == "from the host");
+    Ok(())
+}
+
+/// The agent is the program that sets hosts up: it takes the device away and makes it again.
+fn sets_a_host_up(m: &Machines) -> Result<()> {
+    let host = |args: &[&str]| {
+        m.run(&[&["run", "--node", "3", "--", "agent", "host", "--netdev"], args].concat())
+    };
+    ensure!(host(&["eth7"])?.errors().contains("eth7"));
+    ensure!(host(&["eth0"])?.ok()?.text().contains("there already"));
+    host(&["eth0", "--undo"])?.ok()?;
+    ensure!(host(&["eth0", "--undo"])?.status == 1);
+    let made = host(&["eth0"])?.ok()?.text();
+    ensure!(made.contains("rxe_eth0 is active") && made.contains("10.77.0.3"), "{made}");
+    m.ok(&["ping", "1", "3"])?;
     Ok(())
 }
 
@@ -92,7 +91,7 @@ fn pauses_a_node(m: &Machines) -> Result<()> {
         ensure!(Instant::now() < until, "rping does not connect");
     };
     m.ok(&["pause", "3"])?;
-    silent(&pinging)?;
+    pinging.silent()?;
     ensure!(m.run(&["run", "--node", "3", "--", "true"])?.errors().contains("node 3 is paused"));
     m.ok(&["resume", "3"])?;
     ensure!(pinging.next(ALIVE)?.is_some(), "nothing came after resume");
@@ -128,6 +127,7 @@ fn machines_with_rdma() -> Result<()> {
     print!("{pairs}");
     ensure!(pairs.lines().filter(|l| l.contains("verified")).count() == 3, "{pairs}");
     runs_programs(&m)?;
+    sets_a_host_up(&m)?;
     loses_a_node(&m)?;
     pauses_a_node(&m)?;
     cuts_a_node(&m)?;

@@ -5,9 +5,11 @@
 
 mod bench;
 mod bench_cache;
+mod bench_vm;
 mod cluster;
 mod data;
 mod demo;
+mod model;
 mod rivals;
 mod setup;
 mod sim;
@@ -45,12 +47,23 @@ enum Command {
         /// What: the calls of programs, or the cluster-cache itself
         #[arg(value_enum, default_value_t = Bench::Calls)]
         what: Bench,
+        /// The cluster-cache in three machines with soft-RoCE, over RDMA verbs
+        #[arg(long)]
+        vm: bool,
     },
     /// Run the cluster-cache's protocol in simulated clusters, under schedules that follow from
     /// seeds; exits non-zero at the first seed that finds something
     #[command(disable_help_flag = true)]
     Sim {
         /// `--seeds N`, `--first-seed S`, `--seed S --trace`, `--bug NAME`; `--help` says more
+        #[arg(trailing_var_arg = true, allow_hyphen_values = true)]
+        args: Vec<String>,
+    },
+    /// Try every schedule of small workloads on a model of the cluster-cache's protocol, and show that
+    /// it catches known bugs; exits non-zero, with the steps that lead there, when a property fails
+    #[command(disable_help_flag = true)]
+    Model {
+        /// `--only NAME`, `--bug NAME`, `--threads N`; `--help` says more
         #[arg(trailing_var_arg = true, allow_hyphen_values = true)]
         args: Vec<String>,
     },
@@ -78,9 +91,11 @@ fn main() -> ExitCode {
         Command::Setup => setup::packages(),
         Command::Demo => demo::run(),
         Command::Test { all, only } => suite::run(all, only.as_deref()),
-        Command::Bench { what: Bench::Calls } => bench::run(),
-        Command::Bench { what: Bench::Cache } => bench_cache::run(),
+        Command::Bench { vm: true, .. } => bench_vm::run(),
+        Command::Bench { what: Bench::Calls, .. } => bench::run(),
+        Command::Bench { what: Bench::Cache, .. } => bench_cache::run(),
         Command::Sim { args } => sim::run(&args),
+        Command::Model { args } => model::run(&args),
         Command::Vm { command } => match vm::run(command) {
             Ok(status) => return status,
             Err(e) => Err(e),

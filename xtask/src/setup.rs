@@ -130,6 +130,15 @@ pub fn build_verbs() -> Result<PathBuf> {
     Ok(target().join("release/clustix-verbs"))
 }
 
+/// Builds the release example that tries the verbs fabric, and answers its path.
+pub fn build_verbs_example() -> Result<PathBuf> {
+    install(VERBS_PACKAGES)?;
+    let what = ["--package", "clustix-ccache", "--features", "verbs,conformance"];
+    let example = ["--example", "verbs"];
+    cargo(&[&["build", "--release", "--locked"][..], &what, &example].concat())?;
+    Ok(target().join("release/examples/verbs"))
+}
+
 /// Builds the release `soft-roce-setup` and answers its path.
 pub fn build_soft_roce() -> Result<PathBuf> {
     cargo(&["build", "--release", "--package", "soft-roce-setup"])?;

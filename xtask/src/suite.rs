@@ -6,12 +6,33 @@ use std::process::Command;
 use std::time::Instant;
 
 /// Whole-system suites: integration tests of the crate in `tests/`, on the release build.
-const SYSTEM: &[&str] =
-    &["tour", "posix", "wakeups", "isolation", "bad_input", "freeze", "failover", "linear", VM];
+const SYSTEM: &[&str] = &[
+    "tour",
+    "posix",
+    "wakeups",
+    "isolation",
+    "bad_input",
+    "freeze",
+    "failover",
+    "linear",
+    "suspicion",
+    VM,
+    VERBS,
+    RXE,
+    RXE_COST,
+];
 
-/// The suite that needs machines with soft-RoCE: packages, a program and an image of its own. Only when it
-/// is asked for, or everything is: it has failed once in seven runs for a reason not found.
+/// Machines with soft-RoCE: packages, a program and an image of their own.
 const VM: &str = "vm";
+
+/// The fabric of RDMA devices, in such machines. Needs the packages that verbs are built with besides.
+const VERBS: &str = "verbs";
+
+/// A cluster over that fabric.
+const RXE: &str = "rxe";
+
+/// The cluster-cache alone over it: messages of one-sided operations, contention, costs.
+const RXE_COST: &str = "rxe-cost";
 
 /// Runs everything, or the whole-system suites whose name contains `only`. Every suite runs, also
 /// after one failed; exits non-zero if any did.
@@ -34,7 +55,7 @@ pub fn run(all: bool, only: Option<&str>) -> Result<()> {
     }
     let wanted = |name: &str| match only {
         Some(part) => name.contains(part),
-        None => all || name != VM,
+        None => true,
     };
     for name in SYSTEM.iter().filter(|n| wanted(n)) {
         add(
@@ -61,11 +82,18 @@ pub fn run(all: bool, only: Option<&str>) -> Result<()> {
         let bugs = [&bugs[..], &["--features", "put-back-bugs", "--", "--nocapture"]].concat();
         add("sim-bugs", &bugs);
     }
+    if only.is_none_or(|o| "model".contains(o)) {
+        add("model", &["run", "--release", "--locked", "-p", "clustix-model"]);
+    }
     if suites.is_empty() {
-        bail!("no suite has {only:?} in its name; there are: {} sim", SYSTEM.join(" "));
+        bail!("no suite has {only:?} in its name; there are: {} sim model", SYSTEM.join(" "));
     }
     let program = setup::build()?;
-    let machines = match suites.iter().any(|(name, _)| name == VM) {
+    let asked = |suite: &str| suites.iter().any(|(name, _)| name == suite);
+    let example =
+        if asked(VERBS) || asked(RXE_COST) { Some(setup::build_verbs_example()?) } else { None };
+    let verbs = if asked(RXE) { Some(setup::build_verbs()?) } else { None };
+    let machines = match [VM, VERBS, RXE, RXE_COST].into_iter().any(asked) {
         true => {
             setup::vm_packages()?;
             Some(setup::build_soft_roce()?)
@@ -78,7 +106,13 @@ pub fn run(all: bool, only: Option<&str>) -> Result<()> {
         let start = Instant::now();
         let mut cargo = Command::new(std::env::var_os("CARGO").unwrap_or_else(|| "cargo".into()));
         cargo.args(&args).current_dir(setup::workspace()).env("CLUSTIX_PROGRAM", &program);
-        if let Some(machines) = machines.as_ref().filter(|_| name == VM) {
+        if let Some(example) = &example {
+            cargo.env("CLUSTIX_VERBS_EXAMPLE", example);
+        }
+        if let Some(verbs) = &verbs {
+            cargo.env("CLUSTIX_VERBS_PROGRAM", verbs);
+        }
+        if let Some(machines) = &machines {
             cargo.env("CLUSTIX_VM_PROGRAM", machines).env("CLUSTIX_VM_CACHE", setup::vm_cache());
         }
         // What failed says so itself; a stack behind each error hides it.

@@ -150,7 +150,7 @@ impl Cluster {
 
     /// Runs all nodes until none has anything left to do.
     pub fn settle(&mut self) {
-        while self.nodes.iter_mut().any(|n| n.turn(self.now)) {}
+        while self.nodes.iter_mut().map(|n| n.turn(self.now)).filter(|moved| *moved).count() > 0 {}
     }
 
     /// Lets all nodes but `at` go on once.

@@ -90,7 +90,7 @@ pub fn clients(count: usize) {
     let one = |number: usize| {
         let client = &of_nodes[number % 3];
         let shard = client.local_shard(Class::Vfs, None);
-        let name = |i: usize| Name::new(INODE, shard, ((number << 32) + i % 64) as u128);
+        let name = |i: usize| Name::new(INODE, shard, ((number << 32) | (i % 64)) as u128);
         let mut out = Vec::new();
         for i in 0..64 {
             put(client, name(i), 1);

@@ -55,7 +55,10 @@ pub fn run(slot: u8, at: &[SocketAddr]) {
     if tally != ROUNDS * u64::from(nodes) {
         fail("additions were lost", &tally);
     }
-    println!("node {slot}: chains and messages of all are there");
+    println!(
+        "node {slot}: chains and messages of all are there, after {:.0} ms",
+        begun.elapsed().as_secs_f64() * 1e3
+    );
     if slot == 0 {
         for (name, chain, _) in cases().into_iter().filter(|c| !c.1.is_empty()) {
             let times = (0..200).map(|_| {

@@ -30,6 +30,11 @@ pub fn plan(bug: Bug, seed: u64) -> Plan {
             let mix = mix([4, 0, 2, 1, 0, 0, 4, 4], 1);
             Plan { mix, faults: vec![], wire: slow, ..plan }
         }
+        Bug::StealKept => {
+            // Two objects, written again and again: each is kept soon, and wanted by all.
+            let mix = mix([1, 0, 0, 0, 0, 0, 8, 4], 1);
+            Plan { mix, faults: vec![], wire: slow, ..plan }
+        }
         Bug::LeaseOnHitsOnly => {
             let faults = vec![Fault::Isolation, Fault::Pause, Fault::Isolation];
             Plan { faults, ..plan }

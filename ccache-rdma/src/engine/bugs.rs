@@ -10,6 +10,8 @@ pub enum Bug {
     /// Rule 2: copies are counted without regard to how many the count's bits hold. (Counts have two
     /// bits; single bits would carry at the second copy, these do at the fourth.)
     UnboundedCounts,
+    /// Rule 7: a word that another node holds, W = 0, is taken from it.
+    StealKept,
     /// Rule 3: what was read while W = 1 is accepted and cached.
     ReadWhileWriting,
     /// Rule 2: the validity counter is read after the chain was posted.
@@ -50,8 +52,9 @@ pub enum Bug {
 impl Bug {
     /// All, with their names on the command line.
     #[cfg(feature = "put-back-bugs")]
-    pub const ALL: [(&str, Bug); 17] = [
+    pub const ALL: [(&str, Bug); 18] = [
         ("unbounded-counts", Bug::UnboundedCounts),
+        ("steal-kept", Bug::StealKept),
         ("read-while-writing", Bug::ReadWhileWriting),
         ("counter-after-posting", Bug::CounterAfterPosting),
         ("early-acknowledgement", Bug::EarlyAcknowledgement),

@@ -29,6 +29,15 @@ pub(crate) struct Kept {
     pub(crate) wanted: bool,
 }
 
+/// Whom an operation has asked for words.
+#[derive(Default, Debug)]
+pub(crate) struct Asked {
+    /// Polls until all are asked again.
+    polls: u32,
+    /// Of which object, whom, and at which version: the same node may give it back and keep it again.
+    of: Vec<(Name, Option<u8>, u64)>,
+}
+
 /// How many more writes of an object do not keep its word: most objects are written once, and those that
 /// several nodes write by turns are better given back at once.
 #[derive(Clone, Copy, Debug)]
@@ -37,6 +46,13 @@ pub(crate) struct Reluctance(u8);
 impl Default for Reluctance {
     fn default() -> Reluctance {
         Reluctance(1)
+    }
+}
+
+impl Reluctance {
+    /// Whether other nodes have asked for the object lately, and may be waiting for it still.
+    pub(crate) fn was_asked(self) -> bool {
+        self.0 > Reluctance::default().0
     }
 }
 
@@ -113,15 +129,20 @@ impl Engine {
         if words.iter().all(|(_, word)| word.writing()) {
             return;
         }
-        if let Some(left) = op.asked.checked_sub(1) {
-            op.asked = left;
-            return;
+        let again = op.asked.polls == 0;
+        op.asked.polls = if again { ASK_AGAIN } else { op.asked.polls - 1 };
+        if again {
+            op.asked.of.clear();
         }
-        op.asked = ASK_AGAIN;
-        // The answer comes soon.
-        op.polls = 0;
         for (name, word) in words.iter().filter(|(_, word)| !word.writing()) {
-            self.ask_one(*name, *word);
+            // Whoever keeps it since has not heard of it yet.
+            let kept = (*name, word.holder(), word.version_low());
+            if !op.asked.of.contains(&kept) {
+                op.asked.of.push(kept);
+                // The answer comes soon.
+                op.polls = 0;
+                self.ask_one(*name, *word);
+            }
         }
     }
 

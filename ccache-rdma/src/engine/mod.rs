@@ -51,6 +51,7 @@ use message::{Message, ShardSet};
 use op::{Caller, Kind, Object, OpId, Ops, Part};
 use primary::{Asker, Primary};
 use recovery::Change;
+pub use recovery::Times;
 pub(crate) use slots::SlotKey;
 use slots::SlotShare;
 use std::cmp::Reverse;
@@ -221,6 +222,8 @@ pub struct Stats {
     pub messages_handled: u64,
     /// Changes of view completed.
     pub changes: u64,
+    /// The last of them.
+    pub last_change: Times,
 }
 
 /// One node's protocol engine. See the module.

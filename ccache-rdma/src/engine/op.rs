@@ -2,7 +2,7 @@
 
 use super::get::{Get, PATIENCE};
 use super::grab::Grabbing;
-use super::kept::{Kept, Reluctance};
+use super::kept::{Asked, Kept, Reluctance};
 use super::list::Page;
 use super::message::Ticket;
 use super::primary::{Free, Mark};
@@ -104,8 +104,8 @@ pub(crate) struct Op {
     pub(crate) asleep: bool,
     /// How often it polled in a row.
     pub(crate) polls: u32,
-    /// Polls until it asks again for words that others keep.
-    pub(crate) asked: u32,
+    /// Whom it has asked for words that others keep.
+    pub(crate) asked: Asked,
     /// Its caller has been told that it failed.
     pub(crate) abandoned: bool,
     /// Whether it writes objects, and so must not pass another's grab.
@@ -237,7 +237,7 @@ impl Engine {
             results: Vec::new(),
             asleep: false,
             polls: 0,
-            asked: 0,
+            asked: Asked::default(),
             abandoned: false,
             writes: matches!(kind, Kind::Write(_) | Kind::Grab(_)),
             kind,
@@ -354,7 +354,7 @@ impl Engine {
             op.failed = false;
             op.asleep = false;
             op.polls = 0;
-            op.asked = 0;
+            op.asked = Asked::default();
             let mut kind = std::mem::replace(&mut op.kind, Kind::Wait(Wait::none()));
             let keep = match &mut kind {
                 Kind::Get(k) => self.resume_get(&mut op, k),

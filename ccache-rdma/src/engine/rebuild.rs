@@ -3,6 +3,7 @@
 //! under the slot's word, so no write is overtaken by an older one.
 
 use super::get::as_word;
+use super::kept::Asked;
 use super::op::{Caller, Flow, Kind, Op, Part};
 use super::{Action, Bug, Engine};
 use crate::fabric::{Address, Verb};
@@ -105,8 +106,7 @@ impl Engine {
                         let offset = set.header(shard, slot);
                         let word = self.arena.word(set.region(), offset);
                         let word = Word(word.load(std::sync::atomic::Ordering::Acquire));
-                        if word == Word(0) {
-                            // Never written: its first write will go to the new copies too.
+                        if word == Word(0) && self.bug(Bug::LeftoverHalf) {
                             continue;
                         }
                         if !word.is_idle() {
@@ -132,7 +132,7 @@ impl Engine {
                     if chain.is_empty() {
                         continue;
                     }
-                    (op.polls, op.asked) = (0, 0);
+                    (op.polls, op.asked) = (0, Asked::default());
                     r.stage = Stage::Taking;
                     self.post(op, 0, me, chain);
                     return Flow::Waits;
@@ -150,8 +150,24 @@ impl Engine {
                             continue;
                         }
                         let name = Name::new(set.set.id, shard, 0);
+                        let clear = |half| Verb::Write {
+                            at: Address {
+                                region: set.region(),
+                                offset: set.header(shard, *slot) + header::head(half),
+                            },
+                            data: Arc::new(vec![0; HEAD]),
+                            from: 0,
+                            len: HEAD as u32,
+                        };
                         let head = self.own_header(name, set, *slot).current(*word);
-                        let Some(head) = head else { continue };
+                        let Some(head) = head else {
+                            // Never written; but a first write that came to nothing may have
+                            // reached the new copy alone.
+                            if word.version_low() == 0 {
+                                chains.extend([clear(0), clear(1)]);
+                            }
+                            continue;
+                        };
                         let Some(data) = self.own_payload(name, set, *slot, &head) else {
                             // Cannot be: nobody writes what this node has taken.
                             continue;
@@ -160,12 +176,8 @@ impl Engine {
                         chains.extend(Engine::write_half(set, shard, *slot, head.version, &buffer));
                         // A write that was not rolled forward may have reached the new copy alone;
                         // once the copy counts it would pass for the highest version.
-                        let other = header::head(head.version + 1);
-                        let offset = set.header(shard, *slot) + other;
-                        let at = Address { region: set.region(), offset };
-                        let data = Arc::new(vec![0; HEAD]);
                         if !self.bug(Bug::LeftoverHalf) {
-                            chains.push(Verb::Write { at, data, from: 0, len: HEAD as u32 });
+                            chains.push(clear(head.version + 1));
                         }
                     }
                     if !chains.is_empty() {

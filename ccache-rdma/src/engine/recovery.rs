@@ -51,6 +51,25 @@ pub(crate) struct Change {
     /// When the leases of the gone are over, ns.
     lease_over: Option<u64>,
     work: Option<OpId>,
+    /// When it began, and when its parts were through.
+    times: Times,
+}
+
+/// When the parts of a change of view were through on this node, ns.
+#[derive(Clone, Copy, PartialEq, Eq, Debug, Default)]
+pub struct Times {
+    /// The view came.
+    pub view: u64,
+    /// All members have revoked the gone and drained.
+    pub drained: u64,
+    /// The leases of the gone were over.
+    pub lease: u64,
+    /// All members' redo records were replayed.
+    pub replayed: u64,
+    /// All shards were in order: operations go on.
+    pub resolved: u64,
+    /// Whether anybody was gone.
+    pub gone: bool,
 }
 
 impl Engine {
@@ -109,6 +128,7 @@ impl Engine {
             gone,
             lease_over: None,
             work: None,
+            times: Times { view: self.now, ..Times::default() },
         });
         self.connect_members();
         self.advance_change();
@@ -250,10 +270,18 @@ impl Engine {
                     if c.lease_over.is_some_and(|at| self.now < at) {
                         return;
                     }
+                    if let Some(c) = &mut self.change {
+                        c.times.lease = self.now;
+                    }
                     self.begin(Recovery::replay());
                 }
                 3 if !c.said && c.work.is_none() => self.begin(Recovery::resolve()),
-                2 if c.said && self.all_said(2) => self.next_step(3),
+                2 if c.said && self.all_said(2) => {
+                    if let Some(c) = &mut self.change {
+                        c.times.replayed = self.now;
+                    }
+                    self.next_step(3);
+                }
                 3 if c.said && self.all_said(3) => {
                     self.settle();
                     return;
@@ -303,6 +331,8 @@ impl Engine {
         }
         // Nobody can complete a renewal with the gone any more; the last may have just been sent.
         let over = self.now + self.config.timing.over_by();
+        c.times.drained = self.now;
+        c.times.gone = !c.gone.is_empty();
         c.lease_over = (!c.gone.is_empty() && !no_wait).then_some(over);
         for shard in c.affected.iter().filter(|_| !keep) {
             self.arena.set_control(control::shard_epoch(Shard(shard)), self.view.epoch);
@@ -335,6 +365,7 @@ impl Engine {
         self.settled_in = self.view.epoch;
         self.frozen = false;
         self.stats.changes += 1;
+        self.stats.last_change = Times { resolved: self.now, ..change.times };
         let members = self.view.slots();
         for nodes in self.watched.values_mut() {
             *nodes = nodes.intersection(members);

@@ -6,10 +6,11 @@
 //! object posts halves, one of several a redo record.
 
 use super::get::{PATIENCE, as_bytes, as_word, candidates};
+use super::kept::Asked;
 use super::message::Message;
 use super::op::{Flow, Op, Part};
 use super::primary::Asker;
-use super::{ClientId, Engine, SlotKey};
+use super::{Bug, ClientId, Engine, SlotKey};
 use crate::cache::{CacheError, Expect, Transaction, Version};
 use crate::fabric::{Address, Verb};
 use crate::half::Header;
@@ -326,7 +327,8 @@ impl Engine {
             }
             item.found = Found::Known;
             if item.slot.is_some() {
-                item.guess = known.and_then(|o| o.guess);
+                // Who writes again what others wait for looks at it first: they come before it.
+                item.guess = known.filter(|o| !o.reluctance.was_asked()).and_then(|o| o.guess);
             } else if primary != self.config.node {
                 let chain = Engine::read_windows(item.name, item.set, false);
                 self.post(op, i as u16, primary, chain);
@@ -421,7 +423,6 @@ impl Engine {
             op.polls = 0;
             return None;
         }
-        let me = self.config.node;
         let grabbed = self.grabbed_by(w.items[w.turn].name, w.client);
         let kept = !grabbed && self.begin_kept(w.items[w.turn].name);
         let item = &mut w.items[w.turn];
@@ -437,7 +438,7 @@ impl Engine {
         let first = match item.guess {
             // Rule 9: it is this node's already.
             _ if item.owned => Verb::FetchAdd { at, add: Word::BEGIN },
-            Some(g) => Verb::CompareSwap { at, expect: g.0, new: g.taken(me).0 },
+            Some(g) => Verb::CompareSwap { at, expect: g.0, new: self.taken_from(g).0 },
             None => word,
         };
         if grabbed && let Some(o) = self.objects.get_mut(&item.name) {
@@ -448,8 +449,22 @@ impl Engine {
         Some(Flow::Waits)
     }
 
-    fn taking(&mut self, op: &mut Op, w: &mut Write) -> Option<Flow> {
+    /// What a CAS that takes a word makes of it.
+    fn taken_from(&self, word: Word) -> Word {
         let me = self.config.node;
+        match word.holder().filter(|_| self.steals(word)) {
+            Some(h) => Word(word.0.wrapping_add(Word::drop_grab(h))).taken(me),
+            None => word.taken(me),
+        }
+    }
+
+    /// Never, but for [`Bug::StealKept`].
+    fn steals(&self, word: Word) -> bool {
+        let others = word.holder().is_some_and(|h| h != self.config.node);
+        self.bug(Bug::StealKept) && others && !word.writing()
+    }
+
+    fn taking(&mut self, op: &mut Op, w: &mut Write) -> Option<Flow> {
         let outcomes = op.take_one();
         let item = &mut w.items[w.turn];
         let Some(word) = as_word(outcomes.first()) else {
@@ -458,18 +473,19 @@ impl Engine {
         if item.owned {
             item.taken = Some(Word(word.0.wrapping_add(Word::BEGIN)));
         } else if item.guess == Some(word) {
-            item.taken = Some(word.taken(me));
+            item.taken = Some(self.taken_from(word));
         } else {
             w.stage = Stage::Take;
-            if word.is_idle() {
+            if word.is_idle() || self.steals(word) {
                 item.guess = Some(word);
                 return None;
             }
-            item.guess = None;
             if Header::decode(as_bytes(outcomes.get(1))).bound != item.name {
                 // Another's by now, who may keep it for long.
                 return Some(self.relocate(op, w));
             }
+            // Polled by a CAS from what it will be: who waits is not overtaken between look and CAS.
+            item.guess = word.next_idle();
             let name = item.name;
             self.ask_back(op, &[(name, word)]);
             if self.now.saturating_sub(op.began) > PATIENCE {
@@ -477,7 +493,7 @@ impl Engine {
             }
             return Some(self.back_off(op));
         }
-        (op.polls, op.asked) = (0, 0);
+        (op.polls, op.asked) = (0, Asked::default());
         let header = Header::decode(as_bytes(outcomes.get(1)));
         if header.bound != item.name {
             return Some(self.relocate(op, w));
@@ -564,14 +580,13 @@ impl Engine {
         }
         // A word may have been taken by a chain whose outcome has not been looked at yet.
         if w.stage == Stage::Taking {
-            let me = self.config.node;
             let outcomes = op.take_one();
             let item = &mut w.items[w.turn];
             match as_word(outcomes.first()) {
                 Some(word) if item.owned => {
                     item.taken = Some(Word(word.0.wrapping_add(Word::BEGIN)));
                 }
-                Some(word) if item.guess == Some(word) => item.taken = Some(word.taken(me)),
+                Some(word) if item.guess == Some(word) => item.taken = Some(self.taken_from(word)),
                 _ => {}
             }
         }

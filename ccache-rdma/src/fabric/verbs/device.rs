@@ -45,6 +45,10 @@ pub(super) struct Device {
     pub(super) rd_atomic: u8,
     /// Whether its responder finishes one atomic before it begins what comes after.
     pub(super) atomics_in_order: bool,
+    /// Whether it can be told to hold a request back until the READs and atomics before it are complete
+    /// (IBV_SEND_FENCE). rxe can, but a queue pair that had to repeat a READ then holds it back for
+    /// ever (seen with Linux 6.12, several times a minute between emulated machines).
+    pub(super) fences: bool,
     /// Work requests that a queue pair can hold.
     pub(super) depth: u32,
     /// GID and its index, for a queue pair that is connected on this device.
@@ -89,6 +93,7 @@ impl Device {
             context,
             port,
             rd_atomic: rd_atomic.clamp(1, 255) as u8,
+            fences: attributes.vendor_id != RXE,
             atomics_in_order: attributes.vendor_id == RXE,
             depth: super::DEPTH.min(attributes.max_qp_wr.max(1) as u32),
             own_gid: None,

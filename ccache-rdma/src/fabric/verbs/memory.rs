@@ -116,7 +116,7 @@ impl Memory {
             Ok(r) => {
                 let key = r.remote_key();
                 self.chunks.insert(chunk, r);
-                metrics::set("clustix_verbs_registered_bytes", self.bytes());
+                metrics::add("clustix_verbs_registered_bytes", chunk.len());
                 Some(key)
             }
             Err(e) => {
@@ -124,10 +124,5 @@ impl Memory {
                 None
             }
         }
-    }
-
-    /// Bytes registered.
-    pub(super) fn bytes(&self) -> u64 {
-        self.chunks.len() as u64 * Chunk::LEN
     }
 }

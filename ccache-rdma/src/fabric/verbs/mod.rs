@@ -659,7 +659,10 @@ impl Fabric for VerbsFabric {
         }
         self.drain();
         self.push();
-        if self.done.is_empty() && (!self.wait() || self.done.is_empty()) && !self.armed {
+        if self.done.is_empty() && self.wait() {
+            self.push();
+        }
+        if self.done.is_empty() && !self.armed {
             // Armed first, then looked at again: what came in between would ring nobody.
             self.armed = self.device.arm();
             if self.drain() {

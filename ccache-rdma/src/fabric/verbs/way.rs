@@ -129,6 +129,8 @@ pub(super) struct Way {
     pub(super) generation: u64,
     /// Whether atomics must not be overtaken either.
     fenced: bool,
+    /// Whether the device sees to that, once told.
+    fences: bool,
     depth: usize,
     /// When the peer last answered, or was first asked since, `CLOCK_MONOTONIC` ns.
     heard: u64,
@@ -143,8 +145,8 @@ pub(super) struct Way {
     posted: VecDeque<Posted>,
     /// Number of the first request in `posted`.
     first_posted: u64,
-    /// Whether a READ (or atomic) may be under way that a WRITE or atomic must not overtake.
-    unfenced: bool,
+    /// The last READ (or atomic) that a WRITE or atomic must not overtake.
+    unfenced: Option<u64>,
 
     keys: HashMap<Chunk, u32>,
     to_ask: VecDeque<Chunk>,
@@ -188,9 +190,10 @@ fn check(verb: &Verb) -> Result<(), FabricError> {
 
 fn chunks(verb: &Verb) -> impl Iterator<Item = Chunk> {
     let (at, len) = at_of(verb);
-    let first = at.offset / Chunk::LEN;
-    let end = (at.offset + u64::from(len)).div_ceil(Chunk::LEN);
-    (first..end).map(move |i| Chunk::of(at.region, i * Chunk::LEN))
+    let size = Chunk::size(at.region);
+    let first = at.offset / size;
+    let end = (at.offset + u64::from(len)).div_ceil(size);
+    (first..end).map(move |i| Chunk::of(at.region, i * size))
 }
 
 impl Way {
@@ -220,6 +223,7 @@ impl Way {
             slot,
             generation,
             fenced,
+            fences: device.fences,
             depth: device.depth as usize,
             heard: 0,
             silence: patience.silence(),
@@ -228,7 +232,7 @@ impl Way {
             next: (0, 0, 0),
             posted: VecDeque::new(),
             first_posted: 0,
-            unfenced: false,
+            unfenced: None,
             keys: HashMap::new(),
             to_ask: VecDeque::new(),
             asked: HashSet::new(),
@@ -531,8 +535,14 @@ impl Way {
             self.next = (number, verb + 1, 0);
             return true;
         }
+        let overtakes = !matches!(v, Verb::Read { .. })
+            && self.unfenced.is_some_and(|number| number >= self.first_posted);
+        if overtakes && !self.fences {
+            return false;
+        }
         let offset = at.offset + u64::from(out);
-        let piece = u64::from(len - out).min(Chunk::LEN - offset % Chunk::LEN) as u32;
+        let size = Chunk::size(at.region);
+        let piece = u64::from(len - out).min(size - offset % size) as u32;
         let Some(key) = self.keys.get(&Chunk::of(at.region, offset)) else { return false };
         let to = Remote { offset, key: *key };
         let Some(staged) = self.buffers.stage(piece) else { return false };
@@ -555,7 +565,6 @@ impl Way {
         entry.under_way += 1;
         let last = out + piece == len && verb + 1 == verbs.len();
         self.next = (number, verb, out + piece);
-        let overtakes = self.unfenced && !matches!(work, Work::Read(_));
         self.add(Some(number), work, staged, take, overtakes);
         if last {
             self.qp.signal();
@@ -576,13 +585,15 @@ impl Way {
         let id = self.id(Which::Request(number)).encode();
         self.qp.add(id, work, self.buffers.local(staged), fenced);
         self.posted.push_back(Posted { entry, take, staged });
+        if fenced {
+            // It goes when those before it are complete.
+            self.unfenced = None;
+        }
         match work {
-            Work::Read(_) => self.unfenced = true,
-            // What is fenced goes when those before it are complete.
-            Work::CompareSwap(..) | Work::FetchAdd(..) => {
-                self.unfenced = self.fenced || self.unfenced && !fenced;
+            Work::CompareSwap(..) | Work::FetchAdd(..) if !self.fenced => {}
+            Work::Read(_) | Work::CompareSwap(..) | Work::FetchAdd(..) => {
+                self.unfenced = Some(number);
             }
-            Work::Write(_) if fenced => self.unfenced = false,
             Work::Write(_) | Work::Send => {}
         }
     }
@@ -619,9 +630,6 @@ impl Way {
                 }
             }
             self.buffers.release(p.staged);
-        }
-        if self.posted.is_empty() {
-            self.unfenced = false;
         }
         self.end(done);
     }

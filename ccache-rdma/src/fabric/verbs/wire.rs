@@ -68,13 +68,21 @@ impl Hello {
 pub(super) struct Chunk(u64);
 
 impl Chunk {
-    /// Length, bytes; a power of two. Registering pins memory, and arenas are sparse.
-    pub(super) const LEN: u64 = 64 * 1024;
     const REGION: u32 = 48;
+
+    /// Length of a region's chunks, bytes; a power of two. Registering pins memory, and objects are
+    /// spread over all shards: a class's chunks are small, lest each costs many pages that nothing is in.
+    /// Control words and redo records stand close together.
+    pub(super) const fn size(region: RegionId) -> u64 {
+        match region {
+            RegionId::Class(_) => 16 * 1024,
+            RegionId::Control => 64 * 1024,
+        }
+    }
 
     /// The one that an offset is in.
     pub(super) fn of(region: RegionId, offset: u64) -> Chunk {
-        Chunk(((region.index() as u64) << Self::REGION) | (offset / Self::LEN))
+        Chunk(((region.index() as u64) << Self::REGION) | (offset / Self::size(region)))
     }
 
     pub(super) fn region(self) -> RegionId {
@@ -84,12 +92,13 @@ impl Chunk {
 
     /// Byte offset in its region.
     pub(super) fn offset(self) -> u64 {
-        (self.0 & ((1 << Self::REGION) - 1)) * Self::LEN
+        (self.0 & ((1 << Self::REGION) - 1)) * Self::size(self.region())
     }
 
     /// Bytes that there are of it: a region's last may be shorter.
     pub(super) fn len(self) -> u64 {
-        Self::LEN.min(self.region().len().saturating_sub(self.offset()))
+        let region = self.region();
+        Self::size(region).min(region.len().saturating_sub(self.offset()))
     }
 
     /// Whether every arena has it.
@@ -100,7 +109,8 @@ impl Chunk {
     /// Those that every peer uses from its first view on: heartbeats, validity counters.
     pub(super) fn common() -> impl Iterator<Item = Chunk> {
         let end = control::COUNTERS + control::COUNTER_COUNT * 8;
-        (0..end.div_ceil(Self::LEN)).map(|i| Chunk::of(RegionId::Control, i * Self::LEN))
+        let size = Self::size(RegionId::Control);
+        (0..end.div_ceil(size)).map(move |i| Chunk::of(RegionId::Control, i * size))
     }
 }
 
@@ -200,7 +210,18 @@ mod tests {
         let chunks: Vec<Chunk> = Chunk::common().take(3).collect();
         let last = Chunk::of(RegionId::Control, control::LEN - 1);
         assert!(last.exists() && !Chunk::of(RegionId::Control, control::LEN).exists());
-        assert_eq!((last.region(), last.offset()), (RegionId::Control, control::LEN - Chunk::LEN));
+        assert_eq!((last.region(), last.offset() + last.len()), (RegionId::Control, control::LEN));
+        for region in RegionId::all() {
+            let mut at = 0;
+            for offset in [0, Chunk::size(region), region.len() / 2, region.len() - 8] {
+                let chunk = Chunk::of(region, offset);
+                assert!(chunk.exists() && chunk.region() == region && chunk.offset() >= at);
+                assert!((chunk.offset()..chunk.offset() + chunk.len()).contains(&offset));
+                at = chunk.offset();
+            }
+            let beyond = region.len().next_multiple_of(Chunk::size(region));
+            assert!(!Chunk::of(region, beyond).exists());
+        }
         for m in [
             Message::Plain(b"hello".to_vec()),
             Message::AskKeys(chunks.clone()),
