@@ -45,7 +45,7 @@ pub enum Bug {
     /// Rule 32: the copier leaves what a write that came to nothing left in the new copy.
     LeftoverHalf,
     /// Rule 27: that an object was never written is read from the own copy, which may hold a half
-    /// that never gets current.
+    /// that never gets current, where the copier has left it in a slot that was never written.
     AbsenceByOwnCopy,
 }
 

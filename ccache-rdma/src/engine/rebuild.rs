@@ -106,7 +106,8 @@ impl Engine {
                         let offset = set.header(shard, slot);
                         let word = self.arena.word(set.region(), offset);
                         let word = Word(word.load(std::sync::atomic::Ordering::Acquire));
-                        if word == Word(0) && self.bug(Bug::LeftoverHalf) {
+                        let leaves = self.bug(Bug::LeftoverHalf) || self.bug(Bug::AbsenceByOwnCopy);
+                        if word == Word(0) && leaves {
                             continue;
                         }
                         if !word.is_idle() {
