@@ -155,7 +155,7 @@ pub struct Up {
     #[arg(long, value_name = "FILE", requires = "node", conflicts_with_all = ["memory", "fresh"])]
     pub hosts: Option<PathBuf>,
     /// Which node of the file this host is
-    #[arg(long, value_name = "K", requires = "hosts")]
+    #[arg(long, value_name = "K", requires = "hosts", conflicts_with = "nodes")]
     pub node: Option<u8>,
     /// Memory budget of each node, such as 512M or 2G (default: a quarter of this machine's memory,
     /// divided by the number of nodes)

@@ -4,7 +4,7 @@
 //! Not here:
 //! - a half or a record is whole or it is nothing: `record-unchecked` and "version at both ends
 //!   instead of a checksum" are below the model's grain. The simulator cuts verbs into packets.
-//! - a slot keeps its name and has been written: floors, the binding of slots, `absence-by-own-copy`.
+//! - a slot keeps its name and has been written: floors, the binding of slots, absent objects.
 //! - rule 11, an end that clears all counts: what registers while W is set is accepted from a poll
 //!   only, and that looks at its own count again before it caches (5, 4).
 //! - rule 15 (i), W on an idle word that the dead held: behind the barrier of 13 nobody is left whose

@@ -71,7 +71,7 @@ pub fn plan(bug: Bug, seed: u64) -> Plan {
         Bug::CopierIgnoresSwap => {
             Plan { faults: vec![Fault::Crash, Fault::Return], nodes: 3, clients: 4, ..plan }
         }
-        Bug::LeftoverHalf | Bug::AbsenceByOwnCopy => {
+        Bug::LeftoverHalf => {
             let faults = vec![Fault::Suspicion, Fault::Return, Fault::Crash];
             let mix = mix([1, 0, 0, 0, 6, 0, 4, 4], 2);
             Plan { mix, faults, clients: 4, stretch: 100_000, ..plan }

@@ -338,8 +338,7 @@ impl Engine {
         let Some(head) = heads.current(word) else {
             // The primary's, not the own: a first write that came to nothing may have reached a copy
             // that was being filled, and such a half never gets current.
-            let asked = if self.bug(Bug::AbsenceByOwnCopy) { &heads } else { &header };
-            if word.version_low() == 0 && asked.heads == [None, None] {
+            if word.version_low() == 0 && header.heads == [None, None] {
                 return Some(self.absent(op, g));
             }
             return Some(self.poll_again(op, g));

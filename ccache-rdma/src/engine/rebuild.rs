@@ -106,10 +106,6 @@ impl Engine {
                         let offset = set.header(shard, slot);
                         let word = self.arena.word(set.region(), offset);
                         let word = Word(word.load(std::sync::atomic::Ordering::Acquire));
-                        let leaves = self.bug(Bug::LeftoverHalf) || self.bug(Bug::AbsenceByOwnCopy);
-                        if word == Word(0) && leaves {
-                            continue;
-                        }
                         if !word.is_idle() {
                             busy.push(slot);
                             let any = Name::new(set.set.id, shard, 0);
@@ -164,7 +160,7 @@ impl Engine {
                         let Some(head) = head else {
                             // Never written; but a first write that came to nothing may have
                             // reached the new copy alone.
-                            if word.version_low() == 0 {
+                            if word.version_low() == 0 && !self.bug(Bug::LeftoverHalf) {
                                 chains.extend([clear(0), clear(1)]);
                             }
                             continue;
