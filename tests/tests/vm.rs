@@ -51,6 +51,11 @@ fn sets_a_host_up(m: &Machines) -> Result<()> {
     ensure!(host(&["eth0", "--undo"])?.status == 1);
     let made = host(&["eth0"])?.ok()?.text();
     ensure!(made.contains("rxe_eth0 is active") && made.contains("10.77.0.3"), "{made}");
+    // And as it was: `vm ping` knows the device by its name.
+    host(&["eth0", "--undo"])?.ok()?;
+    m.ok(&[
+        "run", "--node", "3", "--", "rdma", "link", "add", "rxe0", "type", "rxe", "netdev", "eth0",
+    ])?;
     m.ok(&["ping", "1", "3"])?;
     Ok(())
 }
