@@ -113,13 +113,13 @@ impl Word {
     }
     /// What to add to end a write (rule 11): version + `by` (1, or more for a slot's new name), not
     /// writing, not held any more by `holder`, the `observed` counts gone, one shared copy for
-    /// `holder`.
-    pub const fn end(holder: u8, observed: u64, by: u64) -> u64 {
+    /// `holder` if it is `counted`.
+    pub const fn end(holder: u8, observed: u64, by: u64, counted: bool) -> u64 {
         ((by & VERSION_MASK) << VERSION_SHIFT)
             .wrapping_sub(W)
             .wrapping_sub((holder as u64 + 1) << HOLDER_SHIFT)
             .wrapping_sub(observed & SHARERS)
-            .wrapping_add(Word::share(holder))
+            .wrapping_add(if counted { Word::share(holder) } else { 0 })
     }
 }
 
@@ -149,7 +149,7 @@ mod tests {
             assert!(taken.writing() && !taken.is_idle());
             // Two registrations arrive while the write is in progress.
             let late = taken.0 + Word::share(5) + Word::share(holder);
-            let after = Word(late.wrapping_add(Word::end(holder, taken.counts(), 1)));
+            let after = Word(late.wrapping_add(Word::end(holder, taken.counts(), 1, true)));
             assert!(after.is_idle() && after.is_version(8));
             let mut expect = Word::idle(8).0 + Word::share(5) + 2 * Word::share(holder);
             if holder == 5 {
@@ -158,7 +158,7 @@ mod tests {
             assert_eq!(after.0, expect, "{after:?}");
             assert_eq!(Word::idle(7).taken(holder).next_idle(), {
                 let taken = Word::idle(7).taken(holder);
-                Some(Word(taken.0.wrapping_add(Word::end(holder, taken.counts(), 1))))
+                Some(Word(taken.0.wrapping_add(Word::end(holder, taken.counts(), 1, true))))
             });
             let dropped = Word(taken.0.wrapping_add(Word::drop_taken(holder)));
             assert_eq!(dropped.0, before);
@@ -180,7 +180,7 @@ mod tests {
     #[test]
     fn version_overflow_falls_off() {
         let last = Word::idle(u64::MAX).taken(15);
-        let after = Word(last.0.wrapping_add(Word::end(15, 0, 1)));
+        let after = Word(last.0.wrapping_add(Word::end(15, 0, 1, true)));
         assert!(after.is_version(0) && after.is_idle());
         assert!(after.is_version(1 << VERSION_BITS));
         assert_eq!(after.counts(), Word::share(15));

@@ -34,7 +34,7 @@ impl Counts {
     }
     /// [`Word::end`] in this layout.
     pub fn end(self, holder: u8, observed: u64, by: u64) -> u64 {
-        Word::end(holder, observed, by)
+        Word::end(holder, observed, by, true)
             .wrapping_sub(Word::share(holder))
             .wrapping_add(self.share(holder))
     }

@@ -239,13 +239,16 @@ impl Engine {
                 continue;
             }
             let by = item.version.wrapping_sub(item.before);
+            let counted = self.share_ended(item.key(), taken.count(me), !item.keep);
             let add = if item.keep {
-                self.ub_kept(item.key());
                 self.keep(item.name, item.version);
                 Word::end_kept(taken.counts(), by)
             } else {
-                self.ub_ended(item.key());
-                let add = Word::end(me, taken.counts(), by);
+                if !counted {
+                    // Nobody would tell of the next write.
+                    self.publisher.void(item.name);
+                }
+                let add = Word::end(me, taken.counts(), by, counted);
                 if let Some(o) = self.objects.get_mut(&item.name) {
                     o.guess = Some(Word(taken.0.wrapping_add(add)));
                     o.grab = None;

@@ -1,6 +1,6 @@
 //! Reading an object: rules 1–6.
 
-use super::op::{Flow, Op, Part};
+use super::op::{Flow, Op};
 use super::{Bug, Engine, SlotKey};
 use crate::arena::published::{self, Fact, Payload};
 use crate::cache::{CacheError, Version};
@@ -254,13 +254,13 @@ impl Engine {
                     // Rule 2: the counter, and the epoch, before anything is posted.
                     g.c0 = self.arena.control(control::counter(layout::hash(g.name)));
                     g.epoch = self.arena.control(control::shard_epoch(g.name.shard()));
-                    let room = self.ub(g.key()) < 3 || self.bug(Bug::UnboundedCounts);
+                    let room = self.has_room(g.key()) || self.bug(Bug::UnboundedCounts);
                     g.added = !g.registered && room;
+                    self.share_posted(g.key(), g.added);
                     let [word, heads] = Engine::read_word_and_header(g.name, g.set, g.slot);
                     let Verb::Read { at, .. } = word else { return Flow::Done };
                     let mut chain = Vec::with_capacity(3);
                     if g.added {
-                        self.ub_posted(g.key());
                         chain.push(Verb::FetchAdd { at, add: Word::share(self.config.node) });
                     } else {
                         chain.push(word);
@@ -302,7 +302,7 @@ impl Engine {
             g.c0 = self.arena.control(control::counter(layout::hash(g.name)));
         }
         g.own_count = word.count(self.config.node) + u8::from(g.added);
-        self.ub_seen(g.key(), g.own_count, g.added);
+        self.share_seen(g.key(), g.own_count);
         g.registered |= g.added;
         let header = Header::decode(as_bytes(outcomes.get(1)));
         if header.bound != g.name {
@@ -400,16 +400,10 @@ impl Engine {
 
     /// Rule 17: again from 2.
     pub(crate) fn resume_get(&mut self, op: &mut Op, g: &mut Get) -> bool {
-        if g.added && op.pending == 0 && matches!(g.stage, Stage::Reading) && op.results.is_empty()
-        {
-            // The chain failed: whether it was added is not known; `ub` keeps the count.
-            self.ub_lost(g.key());
-        } else if matches!(g.stage, Stage::Reading)
-            && let Some((_, Part::Verbs(outcomes))) = op.results.first()
-            && let Some(word) = as_word(outcomes.first())
-        {
-            let own = word.count(self.config.node) + u8::from(g.added);
-            self.ub_seen(g.key(), own, g.added);
+        if matches!(g.stage, Stage::Reading) {
+            // What it showed, if it did not fail, is not looked at: operations are resumed in another order
+            // than that in which their chains acted.
+            self.share_unseen(g.key());
         }
         if !matches!(g.stage, Stage::Queued) {
             g.stage = Stage::Start;

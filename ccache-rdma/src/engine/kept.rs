@@ -101,7 +101,7 @@ impl Engine {
         };
         let me = self.config.node;
         // The copy stays valid by its counter as of now, if the count has room for it.
-        let add = if self.ub_given_back(super::SlotKey::of(name, slot)) {
+        let add = if self.share_ended(super::SlotKey::of(name, slot), 0, true) {
             let c0 = self.arena.control(control::counter(layout::hash(name)));
             self.publisher.share(name, c0);
             Word::give_back(me)

@@ -499,6 +499,7 @@ impl Engine {
             return Some(self.relocate(op, w));
         }
         let name = item.name;
+        self.share_observed(item.key(), word.count(self.config.node));
         if let Some(o) = self.objects.get_mut(&name) {
             o.slot = item.slot;
             o.guess = None;
