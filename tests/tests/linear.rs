@@ -1,5 +1,5 @@
 //! Linearizability of real runs: clients on all nodes read and write registers (files of eight bytes)
-//! as fast as they can while nodes are killed and started again. What every client saw, with the times of
+//! as fast as they can while nodes are killed and started again, or shards get other primaries. What every client saw, with the times of
 //! one clock, must fit into one order for each register.
 
 use anyhow::{Context, Result, bail, ensure};
@@ -18,6 +18,9 @@ const CLIENTS: u64 = 6;
 const REGISTERS: u32 = 24;
 /// Operations that a client's program does before another one goes on, perhaps elsewhere.
 const RUN: u64 = 4_000;
+
+/// A client's thread.
+type Worker = std::thread::JoinHandle<Result<()>>;
 
 struct Shared {
     cluster: Cluster,
@@ -98,9 +101,28 @@ fn client(s: &Shared, client: u64, mut random: Random) -> Result<()> {
 
 #[test]
 fn what_clients_saw_fits_one_order() -> Result<()> {
-    let mut random = Random::seeded("linear");
     let all = std::env::var_os("CLUSTIX_TEST_ALL").is_some();
     let (operations, kills) = if all { (1_000_000, 60) } else { (100_000, 6) };
+    let seen = while_clients_work("linear", |s, threads, random| {
+        disturb(s, threads, random, operations, kills)
+    })?;
+    println!("linear: {seen}");
+    Ok(())
+}
+
+#[test]
+fn what_clients_saw_fits_one_order_while_primaries_move() -> Result<()> {
+    let seen = while_clients_work("rehome", rehome)?;
+    println!("rehome: {seen}");
+    Ok(())
+}
+
+/// Has clients work until `disturb` ends, which answers what it did, and checks what they saw.
+fn while_clients_work(
+    name: &str,
+    disturb: impl FnOnce(&Shared, &[Worker], &mut Random) -> Result<String>,
+) -> Result<String> {
+    let mut random = Random::seeded(name);
     let shared = Arc::new(Shared {
         cluster: Cluster::up(NODES)?,
         history: Mutex::default(),
@@ -124,12 +146,12 @@ fn what_clients_saw_fits_one_order() -> Result<()> {
             std::thread::spawn(move || client(&shared, c, seed))
         })
         .collect();
-    let killed = disturb(&shared, &threads, &mut random, operations, kills);
+    let done = disturb(&shared, &threads, &mut random);
     shared.stop.store(true, Ordering::Release);
     for thread in threads {
         thread.join().map_err(|_| anyhow::anyhow!("a client panicked"))??;
     }
-    let killed = killed?;
+    let done = done?;
     let mut history = shared.history.lock().unwrap();
     // What a program did and did not come to say is known by the values that others read; it was
     // begun after all that the program said.
@@ -150,22 +172,69 @@ fn what_clients_saw_fits_one_order() -> Result<()> {
     // And a client that sees now what was there at first is found out.
     history.add(0, false, 0, (now(), now()), 0);
     ensure!(history.check().is_err(), "a stale read passed the check");
-    println!(
-        "linear: {operations} operations on {REGISTERS} registers by {CLIENTS} clients fit one order each; {killed} nodes killed, {} clients lost with them, {unknown} writes of unknown outcome; checked in {:.1} s",
+    Ok(format!(
+        "{operations} operations on {REGISTERS} registers by {CLIENTS} clients fit one order each; {done}, {} clients lost with them, {unknown} writes of unknown outcome; checked in {:.1} s",
         shared.lost.load(Ordering::Acquire),
         checking.elapsed().as_secs_f32()
-    );
-    Ok(())
+    ))
+}
+
+/// How many shards each node is primary of.
+fn primaries(s: &Shared) -> Result<Vec<u64>> {
+    let nodes = s.cluster.json(["nodes"])?;
+    let of = |n: &serde_json::Value| n["primaries"].as_u64();
+    nodes.as_array().context("nodes")?.iter().map(|n| of(n).context("primaries")).collect()
+}
+
+/// Moves primaries back and forth, then kills a node and starts it again: it gets its share, and what
+/// cannot be moved is refused.
+fn rehome(s: &Shared, threads: &[Worker], random: &mut Random) -> Result<String> {
+    const MOVES: u64 = 24;
+    let working = || threads.iter().all(|t| !t.is_finished());
+    for _ in 0..MOVES {
+        ensure!(working(), "a client has given up");
+        let to = random.below(NODES.into());
+        let first = random.below(1024);
+        let last = first + random.below(1024 - first);
+        let shards = format!("{first}-{last}");
+        let done = s.operations.load(Ordering::Acquire);
+        s.cluster.cli(["rehome", &to.to_string(), "--shards", &shards])?.ok()?;
+        ensure!(primaries(s)?[to as usize] > last - first, "{shards} did not go to {to}");
+        // Clients go on with the primaries as they are now.
+        while s.operations.load(Ordering::Acquire) < done + 500 && working() {
+            std::thread::yield_now();
+        }
+    }
+    for to in 0..NODES {
+        s.cluster.cli(["rehome", &to.to_string()])?.ok()?;
+        ensure!(primaries(s)?[usize::from(to)] == 1024, "not all went to node {to}");
+    }
+    // The one that has them all dies; those left share, and it gets its share when it is back.
+    let victim = NODES - 1;
+    s.cluster.cli(["kill-node", &victim.to_string()])?.ok()?;
+    let refused = s.cluster.cli(["rehome", &victim.to_string(), "--shards", "7"])?;
+    let why = "has no complete copy of 1 of these shards (the first is 7)";
+    ensure!(refused.ok().is_err_and(|e| format!("{e:#}").contains(why)), "a dead node took shards");
+    s.cluster.cli(["start-node", &victim.to_string()])?.ok()?;
+    let until = Instant::now() + Duration::from_secs(60);
+    let share = 1024 / u64::from(NODES);
+    while primaries(s)?.iter().any(|n| *n < share) {
+        ensure!(Instant::now() < until && working(), "uneven: {:?}", primaries(s)?);
+    }
+    Ok(format!(
+        "primaries moved {MOVES} times as asked, 1 node killed, and then {:?}",
+        primaries(s)?
+    ))
 }
 
 /// Kills and starts nodes until there were enough kills and operations.
-fn disturb<T>(
+fn disturb(
     s: &Shared,
-    threads: &[std::thread::JoinHandle<T>],
+    threads: &[Worker],
     random: &mut Random,
     operations: u64,
     kills: u64,
-) -> Result<u64> {
+) -> Result<String> {
     let until = Instant::now() + Duration::from_secs(60 + kills * 20 + operations / 1_000);
     let mut killed = 0;
     loop {
@@ -173,7 +242,7 @@ fn disturb<T>(
         ensure!(Instant::now() < until, "the time is up after {killed} kills");
         let done = s.operations.load(Ordering::Acquire);
         if done >= operations && killed >= kills {
-            return Ok(killed);
+            return Ok(format!("{killed} nodes killed"));
         }
         s.cluster.settled(Duration::from_secs(60))?;
         // Between two kills clients get a share of the operations done.
