@@ -212,6 +212,10 @@ fn rehome(s: &Shared, threads: &[Worker], random: &mut Random) -> Result<String>
     // The one that has them all dies; those left share, and it gets its share when it is back.
     let victim = NODES - 1;
     s.cluster.cli(["kill-node", &victim.to_string()])?.ok()?;
+    let until = Instant::now() + Duration::from_secs(60);
+    while primaries(s)?[usize::from(victim)] > 0 {
+        ensure!(Instant::now() < until && working(), "no view without the dead node");
+    }
     let refused = s.cluster.cli(["rehome", &victim.to_string(), "--shards", "7"])?;
     let why = "has no complete copy of 1 of these shards (the first is 7)";
     ensure!(refused.ok().is_err_and(|e| format!("{e:#}").contains(why)), "a dead node took shards");
