@@ -623,7 +623,7 @@ impl Service {
         let mut news = Vec::new();
         self.parts.network.look(now, &mut news);
         let mut opinions = Vec::new();
-        for Broken { slot, incarnation } in news {
+        for Broken { slot, incarnation, ended } in news {
             let way = self.outboxes.get(usize::from(slot)).map(|o| o.way);
             let next = matches!(way, Some(Way::Opening(i)) if i != incarnation);
             if !next {
@@ -631,6 +631,9 @@ impl Service {
                 // no lease; only then is the death told.
                 self.parts.network.dead(slot);
                 self.close(slot);
+            }
+            if ended {
+                self.step(Event::Ended { peer: slot, incarnation });
             }
             opinions.extend(self.watch.broken(slot, incarnation));
         }

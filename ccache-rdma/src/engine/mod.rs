@@ -133,6 +133,13 @@ pub enum Event {
         /// Its incarnation.
         incarnation: u64,
     },
+    /// That incarnation's process has ended, for certain: it has renewed its lease for the last time.
+    Ended {
+        /// Its slot.
+        peer: u8,
+        /// Its incarnation.
+        incarnation: u64,
+    },
     /// A view is in force.
     View(View),
     /// The lease now runs until this time, ns.
@@ -249,6 +256,8 @@ pub struct Engine {
     affected: ShardSet,
     /// By slot: the incarnation asked for, and whether it is connected.
     connected: [Option<(u64, bool)>; MAX_NODES],
+    /// By slot: the last incarnation that is known to have ended, and when this node knew, ns.
+    ended: [Option<(u64, u64)>; MAX_NODES],
     ops: Ops,
     ready: VecDeque<OpId>,
     timers: BinaryHeap<Reverse<(u64, OpId)>>,
@@ -301,6 +310,7 @@ impl Engine {
             frozen: true,
             affected: ShardSet::none(),
             connected: [None; MAX_NODES],
+            ended: [None; MAX_NODES],
             ops: Ops::default(),
             ready: VecDeque::new(),
             timers: BinaryHeap::new(),
@@ -405,6 +415,7 @@ impl Engine {
             Event::Message { from, bytes } => self.message(from, bytes),
             Event::Revoked { peer } => self.revoked(peer),
             Event::Connected { peer, incarnation } => self.peer_connected(peer, incarnation),
+            Event::Ended { peer, incarnation } => self.peer_ended(peer, incarnation),
             Event::View(view) => self.install(view),
             Event::Lease { until } => {
                 self.lease_until = self.lease_until.max(until);

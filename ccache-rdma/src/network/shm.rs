@@ -74,7 +74,10 @@ impl Network for ShmNetwork {
         self.links.poll(now, &mut news);
         broken.extend(news.into_iter().filter_map(|event| match event {
             LinkEvent::Up(..) => None,
-            LinkEvent::Broken(slot, incarnation) => Some(Broken { slot, incarnation }),
+            LinkEvent::Broken(slot, incarnation) => {
+                Some(Broken { slot, incarnation, ended: false })
+            }
+            LinkEvent::Ended(slot, incarnation) => Some(Broken { slot, incarnation, ended: true }),
         }));
     }
 
