@@ -215,8 +215,15 @@ pub struct Service {
     rebuilt: Vec<(u8, u64, Vec<u16>)>,
     had_lease: bool,
     look_at: u64,
+    /// This thread's processor time at the last look, ns.
+    ran: u64,
     sweep_at: u64,
     ended: Option<String>,
+}
+
+fn cpu_ns() -> u64 {
+    let t = rustix::time::clock_gettime(rustix::time::ClockId::ThreadCPUTime);
+    (t.tv_sec as u64).saturating_mul(1_000_000_000).saturating_add(t.tv_nsec as u64)
 }
 
 fn fail(why: &dyn std::fmt::Display) -> ! {
@@ -334,6 +341,7 @@ impl Service {
             rebuilt: Vec::new(),
             had_lease: false,
             look_at: 0,
+            ran: 0,
             sweep_at: 0,
             ended: None,
             everyone,
@@ -651,7 +659,11 @@ impl Service {
         let due = if due == 0 { now } else { due };
         let late = now.saturating_sub(due);
         if late > self.parts.config.timing.late() {
-            eprintln!("ccache: this node stood still: a timer was {} ms late", late / 1_000_000);
+            // Whether it was this thread's own work, or it was not run.
+            let (ms, ran) = (late / 1_000_000, cpu_ns().saturating_sub(self.ran) / 1_000_000);
+            eprintln!(
+                "ccache: this node stood still: a timer was {ms} ms late; it ran for {ran} ms since the last one"
+            );
             metrics::add("clustix_timer_late_total", 1);
         }
         opinions.extend(self.watch.tick(now, due));
@@ -672,6 +684,7 @@ impl Service {
                 }
             }
         }
+        self.ran = cpu_ns();
         let soon = self.parts.network.is_opening() || self.waiting_for_room();
         self.look_at = now + if soon { LOOK_SOON } else { LOOK };
     }
