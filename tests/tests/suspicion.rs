@@ -76,7 +76,7 @@ fn a_busy_node_is_not_suspected() -> Result<()> {
             );
             for k in stood_still {
                 let log = cluster.cli(["logs", "--node", &k.to_string()])?.text();
-                let why = log.lines().filter(|l| l.contains("stood still")).next_back();
+                let why = log.lines().rfind(|l| l.contains("stood still"));
                 println!("suspicion: after {} s: {}", begin.elapsed().as_secs(), why.unwrap_or(""));
                 stalls += 1;
                 // It may be about to end.
