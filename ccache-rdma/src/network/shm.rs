@@ -37,6 +37,9 @@ impl ShmNetwork {
 }
 
 impl Fabric for ShmNetwork {
+    fn announce(&self, peer: u8, chain: &[Verb]) {
+        self.fabric.announce(peer, chain);
+    }
     fn post(&mut self, peer: u8, token: Token, chain: &[Verb]) {
         self.fabric.post(peer, token, chain);
     }
