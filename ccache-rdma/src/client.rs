@@ -229,6 +229,13 @@ impl CacheClient {
         self.order(&Request::Restore(objects)).await
     }
 
+    /// Asks that `to` become the primary of shards. Answers the shards of which it has no complete
+    /// copy; if there are none, how many have another primary as yet. It is to be asked again until
+    /// none has. For control.
+    pub async fn rehome(&self, to: u8, shards: Vec<u16>) -> Result<(Vec<u16>, u32), CacheError> {
+        self.request(&Request::Rehome { to, shards }).await
+    }
+
     /// The next event for membership; waits for it.
     pub async fn next_event(&self) -> Result<MemberEvent, CacheError> {
         self.request(&Request::NextEvent).await

@@ -10,7 +10,7 @@ use crate::cache::{
 };
 use crate::name::{Name, SHARDS, Shard};
 use crate::set::{self, CLASSES, Class, Durability};
-use crate::view::{Slots, Survival, View};
+use crate::view::{MAX_NODES, Slots, Survival, View};
 use serde::{Deserialize, Serialize};
 
 /// Most objects that one wait may name.
@@ -103,6 +103,8 @@ pub struct NodeStatus {
     pub used_bytes: u64,
     /// What the node may use.
     pub budget_bytes: u64,
+    /// How many shards each member is primary of, in the members' order.
+    pub primaries: Vec<u32>,
 }
 
 /// What membership hears from its ccache.
@@ -133,6 +135,15 @@ pub enum MemberEvent {
     },
     /// This node's own lease has run out.
     LeaseLost,
+    /// Somebody asks that a complete copy of shards be their primary.
+    Rehome {
+        /// Epoch of the view that this was checked against.
+        epoch: u64,
+        /// Slot that holds the copies.
+        to: u8,
+        /// Shard numbers.
+        shards: Vec<u16>,
+    },
 }
 
 /// A request.
@@ -189,6 +200,14 @@ pub enum Request {
     /// Creates objects from a dump; those that exist already are left alone. None may be volatile: the
     /// slab's writer creates those.
     Restore(Vec<Dumped>),
+    /// Make a node the primary of shards, by a view. It is asked for, not awaited: status says when
+    /// the primaries are there, and an answer or a view may be lost with a node.
+    Rehome {
+        /// The node's slot.
+        to: u8,
+        /// Shard numbers.
+        shards: Vec<u16>,
+    },
     /// The next event for membership; answered when there is one.
     NextEvent,
     /// A view that a majority has committed.
@@ -214,6 +233,14 @@ pub enum Reply {
     Dumped(Vec<Dumped>),
     /// An event for membership.
     Event(MemberEvent),
+    /// To a rehome: the shards of which the node has no complete copy. If there are any, nothing is
+    /// done; else `moving` says how many have another primary as yet.
+    Rehoming {
+        /// Shard numbers.
+        lacking: Vec<u16>,
+        /// How many shards.
+        moving: u32,
+    },
 }
 
 /// Labels of requests on the ring.
@@ -230,6 +257,7 @@ mod label {
     pub const RESTORE: u32 = 10;
     pub const NEXT_EVENT: u32 = 11;
     pub const INSTALL_VIEW: u32 = 12;
+    pub const REHOME: u32 = 13;
 }
 
 /// Label of a good reply; an error's is [`error_label`].
@@ -431,6 +459,10 @@ impl Request {
                 append(objects, out);
                 label::RESTORE
             }
+            Request::Rehome { to, shards } => {
+                append(&(to, shards), out);
+                label::REHOME
+            }
             Request::NextEvent => label::NEXT_EVENT,
             Request::InstallView(view) => {
                 append(view, out);
@@ -493,6 +525,18 @@ impl Request {
                 }
                 Request::Restore(objects)
             }
+            label::REHOME => {
+                let (to, shards): (u8, Vec<u16>) = postcard(bytes)?;
+                let known = |s: &u16| *s < SHARDS;
+                if usize::from(to) >= MAX_NODES
+                    || shards.is_empty()
+                    || shards.len() > usize::from(SHARDS)
+                    || !shards.iter().all(known)
+                {
+                    return Err(CacheError::Invalid);
+                }
+                Request::Rehome { to, shards }
+            }
             label::NEXT_EVENT => Request::NextEvent,
             label::INSTALL_VIEW => {
                 let view: View = postcard(bytes)?;
@@ -534,9 +578,10 @@ impl Request {
             Request::Status => may(Rights::MEMBER)
                 .or_else(|_| may(Rights::CONTROL))
                 .or_else(|_| may(Rights::read(Class::System))),
-            Request::Objects { .. } | Request::Dump { .. } | Request::Restore(_) => {
-                may(Rights::CONTROL)
-            }
+            Request::Objects { .. }
+            | Request::Dump { .. }
+            | Request::Restore(_)
+            | Request::Rehome { .. } => may(Rights::CONTROL),
             Request::NextEvent | Request::InstallView(_) => may(Rights::MEMBER),
         }
     }
@@ -568,6 +613,7 @@ impl Reply {
             Reply::Objects(o) => append(o, out),
             Reply::Dumped(d) => append(d, out),
             Reply::Event(e) => append(e, out),
+            Reply::Rehoming { lacking, moving } => append(&(lacking, moving), out),
         }
     }
 
@@ -634,6 +680,8 @@ mod tests {
             after().prop_map(|after| Request::Objects { set: None, after }),
             (any::<bool>(), after())
                 .prop_map(|(everything, after)| Request::Dump { everything, after }),
+            (0..16u8, 0..SHARDS)
+                .prop_map(|(to, s)| Request::Rehome { to, shards: (s..SHARDS).collect() }),
             Just(Request::Status),
             Just(Request::NextEvent),
         ]
@@ -705,6 +753,7 @@ mod tests {
             Request::Restore(vec![]),
             Request::Dump { everything: false, after: None },
             Request::Objects { set: None, after: None },
+            Request::Rehome { to: 0, shards: vec![0] },
         ] {
             assert_eq!(r.check(all_classes.and(Rights::MEMBER)), Err(CacheError::Denied));
             assert_eq!(r.check(Rights::CONTROL), Ok(()));

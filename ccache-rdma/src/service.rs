@@ -852,6 +852,10 @@ impl Service {
                 }
                 return respond(call, Ok(Reply::Done));
             }
+            Request::Rehome { to, shards } => {
+                let reply = self.rehome(*to, shards);
+                return respond(call, reply);
+            }
             Request::Wait { word, .. } => {
                 if let Some(old) = self.wait_of.get(&(call.channel, *word)).copied() {
                     self.forget_wait(old);
@@ -874,6 +878,25 @@ impl Service {
                 self.step(Event::Request { id, client, request });
             }
         }
+    }
+
+    /// Passes on to membership that shards are to have another primary, if they can.
+    fn rehome(&mut self, to: u8, shards: &[u16]) -> Result<Reply, CacheError> {
+        if !self.lease.valid(exec::now_ns()) {
+            return Err(CacheError::NoQuorum);
+        }
+        if !self.engine.settled() {
+            return Err(CacheError::Busy);
+        }
+        let of = |s: &u16| self.view.replicas(Shard(*s));
+        let lacking: Vec<u16> =
+            shards.iter().copied().filter(|s| !of(s).complete().contains(to)).collect();
+        let moving = shards.iter().filter(|s| of(s).primary != Some(to)).count() as u32;
+        if lacking.is_empty() && moving > 0 {
+            let epoch = self.view.epoch;
+            self.tell(MemberEvent::Rehome { epoch, to, shards: shards.to_vec() });
+        }
+        Ok(Reply::Rehoming { lacking, moving })
     }
 
     fn forget_wait(&mut self, id: u64) {
@@ -909,6 +932,7 @@ impl Service {
             incarnation: self.parts.incarnation,
             epoch: self.view.epoch,
             members: self.view.members.iter().map(|m| (m.slot, m.incarnation)).collect(),
+            primaries: self.view.primaries(),
             lease: self.lease.valid(exec::now_ns()),
             survival: self.view.survival(),
             budget_bytes: self.parts.config.budget_bytes,

@@ -347,6 +347,68 @@ impl View {
         changed.then_some(next)
     }
 
+    /// By how many primaries a shard's primary may surpass one of its backups in an even view: a
+    /// quarter of a node's share.
+    pub fn slack(&self) -> usize {
+        (usize::from(SHARDS) / (4 * self.members.len().max(1))).max(1)
+    }
+
+    /// What to [`rehome`](View::rehome) next so that primaries are even: at most `batch` shards, and
+    /// the node that is to be their primary. Nothing while a copy is missing or being filled, or while
+    /// no shard's primary surpasses a backup of it by more than [`slack`](View::slack).
+    ///
+    /// A shard moves only to a node with fewer primaries, after the move too, than it leaves; so
+    /// repeating this ends, and none goes back.
+    pub fn evened(&self, batch: usize) -> Option<(u8, Vec<Shard>)> {
+        let wanted = self.wanted();
+        let whole = |r: &Replicas| {
+            r.primary.is_some() && r.rebuilding.is_empty() && r.complete().len() >= wanted
+        };
+        if self.shards.len() != usize::from(SHARDS) || !self.shards.iter().all(whole) {
+            return None;
+        }
+        let mut primaries = self.count(|r, s| r.primary == Some(s));
+        let surplus = |r: &Replicas, to: u8, primaries: &[usize; MAX_NODES]| {
+            let from = r.primary.filter(|_| r.backups.contains(to))?;
+            primaries[usize::from(from)].checked_sub(primaries[usize::from(to)])
+        };
+        let poor =
+            |s: &u8| self.shards.iter().any(|r| surplus(r, *s, &primaries) > Some(self.slack()));
+        let to = self.slots().iter().filter(poor).min_by_key(|s| primaries[usize::from(*s)])?;
+        // Up to an even share; beyond it only where what is too much can't go to the poorest at once.
+        let share = usize::from(SHARDS) / self.members.len().max(1);
+        let most = if primaries[usize::from(to)] < share { share } else { usize::MAX };
+        let mut moved = Vec::new();
+        let mut left: Vec<u16> = (0..SHARDS).collect();
+        while moved.len() < batch && primaries[usize::from(to)] < most {
+            // From the richest; of its shards the first.
+            let Some((at, _)) = left
+                .iter()
+                .enumerate()
+                .filter_map(|(at, s)| {
+                    let by = surplus(&self.shards[usize::from(*s)], to, &primaries)?;
+                    (by >= 2).then_some((at, by))
+                })
+                .max_by_key(|(at, by)| (*by, usize::MAX - *at))
+            else {
+                break;
+            };
+            let shard = Shard(left.remove(at));
+            if let Some(from) = self.primary(shard) {
+                primaries[usize::from(from)] -= 1;
+                primaries[usize::from(to)] += 1;
+            }
+            moved.push(shard);
+        }
+        Some((to, moved))
+    }
+
+    /// How many shards each member is primary of, ascending by slot.
+    pub fn primaries(&self) -> Vec<u32> {
+        let count = self.count(|r, s| r.primary == Some(s));
+        self.members.iter().map(|m| count[usize::from(m.slot)] as u32).collect()
+    }
+
     /// Whether a node can be lost now.
     pub fn survival(&self) -> Survival {
         Survival {
@@ -469,6 +531,29 @@ mod tests {
         assert!(!w.well_formed());
     }
 
+    #[test]
+    fn a_node_that_came_back_gets_its_share_and_no_shard_moves_that_need_not() {
+        let mut v = rebuild_all(first(3).without(0).with(&member(0, 2)));
+        assert_eq!(v.primaries(), [0, 512, 512]);
+        let mut moves = 0;
+        while let Some((to, shards)) = v.evened(128) {
+            assert!(to == 0 && shards.len() <= 128);
+            moves += shards.len();
+            v = v.rehome(to, &shards).unwrap();
+        }
+        assert_eq!((v.epoch, v.primaries(), moves), (4 + 3, vec![341, 341, 342], 341));
+        // Uneven, but within the bound: left alone.
+        let few: Vec<Shard> = (0..SHARDS).map(Shard).filter(|s| v.primary(*s) == Some(1)).collect();
+        let asked = v.rehome(2, &few[..42]).unwrap();
+        assert_eq!(asked.primaries(), [341, 299, 384]);
+        assert_eq!(asked.evened(128), None);
+        let more = v.rehome(2, &few[..43]).unwrap();
+        assert_eq!(more.evened(128).map(|(to, s)| (to, s.len())), Some((1, 43)));
+        // A view that is not whole is left alone.
+        assert_eq!(first(3).without(0).with(&member(0, 2)).evened(128), None);
+        assert_eq!(View::default().evened(128), None);
+    }
+
     #[derive(Clone, Debug)]
     enum Step {
         Die(u8),
@@ -484,6 +569,47 @@ mod tests {
             (0..8u8, 1..=1024u16).prop_map(|(s, n)| Step::Rebuilt(s, n)),
             (0..8u8, 0..1024u16).prop_map(|(s, n)| Step::Rehome(s, n)),
         ]
+    }
+
+    fn evens(mut v: View, batch: usize) {
+        let lost = v.survival().lost > 0;
+        let nodes = v.members.len();
+        let share = usize::from(SHARDS).div_ceil(nodes.max(1));
+        let (begin, mut moves) = (v.clone(), 0);
+        // Each view takes a whole batch of what is out of place, or makes one node even.
+        let views = nodes * (usize::from(SHARDS) / batch + 2);
+        for _ in 0..views {
+            let Some((to, shards)) = v.evened(batch) else { break };
+            assert!(!lost && !shards.is_empty() && shards.len() <= batch);
+            moves += shards.len();
+            let next = v.rehome(to, &shards).unwrap();
+            let of = |v: &View, s: u8| {
+                loads(v, |r, x| r.primary == Some(x))
+                    [v.slots().iter().position(|x| x == s).unwrap()]
+            };
+            for s in &shards {
+                assert!(v.replicas(*s).backups.contains(to), "to a node without a complete copy");
+                assert_eq!(v.replicas(*s).complete(), next.replicas(*s).complete());
+                // None of those who gave has less than what the other now has, or it would go back.
+                assert!(of(&next, v.primary(*s).unwrap()) + 1 >= of(&next, to));
+            }
+            v = next;
+        }
+        assert_eq!(v.evened(batch), None, "not even after {views} views: {:?}", v.primaries());
+        let even = |v: &View| {
+            v.shards.iter().all(|r| {
+                let of = |s: u8| v.primaries()[v.slots().iter().position(|x| x == s).unwrap()];
+                r.backups.iter().all(|b| of(r.primary.unwrap()) <= of(b) + v.slack() as u32)
+            })
+        };
+        if v.survival().rebuilding == 0 && !lost && !v.shards.is_empty() {
+            assert!(even(&v));
+        }
+        // With a copy everywhere, what lacked is what moved.
+        if nodes <= COPIES && !lost {
+            let lacked = begin.primaries().iter().map(|n| share.saturating_sub(*n as usize)).sum();
+            assert!(moves <= lacked, "{moves} moved where {lacked} lacked");
+        }
     }
 
     proptest! {
@@ -545,6 +671,22 @@ mod tests {
             prop_assert_eq!(whole.survival().rebuilding, 0);
             let s = whole.survival();
             prop_assert_eq!(s.can_lose_a_node(), whole.members.len() > 2 && s.lost == 0);
+            evens(whole, 128);
+        }
+
+        /// Whatever was asked for, evening ends soon, and moves shards to complete copies alone.
+        #[test]
+        fn evening_ends(
+            n in 2..9u8,
+            batch in 16..400usize,
+            moves in proptest::collection::vec((0..8u8, 0..1024u16, 1..1024u16), 0..20),
+        ) {
+            let mut v = first(n);
+            for (to, from, many) in moves {
+                let shards: Vec<Shard> = (from..from.saturating_add(many).min(SHARDS)).map(Shard).collect();
+                v = v.rehome(to, &shards).unwrap_or(v);
+            }
+            evens(v, batch);
         }
     }
 }

@@ -130,6 +130,16 @@ pub enum Command {
     KillNode(Node),
     /// Start a node that is down; it joins the cluster again, empty
     StartNode(Node),
+    /// Make a node the primary of shards: their objects are written from there at the least cost
+    #[command(
+        long_about = "Makes a node the primary of shards of the cluster-cache, so that their objects \
+        are created, and written, at the least cost there. The node must have a complete copy of each \
+        of them. What is asked for stands until a node joins or is lost; then the nodes share again, \
+        as they do by themselves.\n\n\
+        Examples:\n  clustix rehome 2\n  clustix rehome 2 --shards 0-99\n  \
+        clustix nodes    shows how many shards each node is primary of"
+    )]
+    Rehome(Rehome),
     /// Print the nodes' logs
     Logs(Logs),
     /// Print counters as Prometheus text
@@ -262,6 +272,17 @@ pub struct Node {
     pub node: u8,
 }
 
+/// `clustix rehome`.
+#[derive(Args, Debug)]
+pub struct Rehome {
+    /// Node number, from 0
+    #[arg(value_name = "K")]
+    pub node: u8,
+    /// Shards by number: one, or the first and the last
+    #[arg(long, value_name = "A[-B]", value_parser = shards, default_value = "0-1023")]
+    pub shards: (u16, u16),
+}
+
 /// `clustix logs`.
 #[derive(Args, Debug)]
 pub struct Logs {
@@ -336,6 +357,21 @@ pub fn user(text: &str) -> Result<(u32, u32), String> {
     match text.split_once(':') {
         Some((u, g)) => Ok((number(u)?, number(g)?)),
         None => number(text).map(|u| (u, u)),
+    }
+}
+
+/// Parses `A[-B]`, numbers of shards.
+pub fn shards(text: &str) -> Result<(u16, u16), String> {
+    let number = |t: &str| {
+        t.parse::<u16>()
+            .ok()
+            .filter(|n| *n < clustix_ccache::name::SHARDS)
+            .ok_or_else(|| format!("{t:?} is no shard's number; they are 0 to 1023"))
+    };
+    let (first, last) = text.split_once('-').unwrap_or((text, text));
+    match (number(first)?, number(last)?) {
+        (first, last) if first <= last => Ok((first, last)),
+        _ => Err("write the lower number first, for example 0-99".to_owned()),
     }
 }
 
@@ -452,6 +488,9 @@ mod tests {
             &["clustix", "run", "--user", "root", "--", "sh"],
             &["clustix", "kill-node"],
             &["clustix", "nodes", "--xml"],
+            &["clustix", "rehome"],
+            &["clustix", "rehome", "1", "--shards", "9-3"],
+            &["clustix", "rehome", "1", "--shards", "0-1024"],
             &["clustix", "dance"],
         ] {
             assert!(Cli::try_parse_from(line).is_err(), "{line:?}");
@@ -469,7 +508,8 @@ mod tests {
     }
 
     #[test]
-    fn sizes() {
+    fn shards_and_sizes() {
+        assert_eq!((shards("7"), shards("0-1023")), (Ok((7, 7)), Ok((0, 1023))));
         assert_eq!(size("512M"), Ok(512 << 20));
         assert_eq!(size("2g"), Ok(2 << 30));
         assert!(size("99999999999T").is_err());

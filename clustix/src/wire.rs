@@ -21,7 +21,7 @@ use serde::{Deserialize, Serialize};
 use std::io::{self, Read, Write};
 
 /// Version of the protocol; both sides must have the same.
-pub const VERSION: u32 = 1;
+pub const VERSION: u32 = 2;
 /// Longest frame, bytes.
 pub const MAX_FRAME: usize = 1 << 20;
 /// Most bytes of a program's input, output or a file in one frame.
@@ -154,6 +154,15 @@ pub enum Request {
     Dump,
     /// Puts objects in: [`Restored`] frames follow.
     Restore,
+    /// Makes a node the primary of shards, and answers once it is.
+    Rehome {
+        /// The node's slot.
+        to: u8,
+        /// The first shard.
+        first: u16,
+        /// The last.
+        last: u16,
+    },
 }
 
 /// A program to start.
@@ -357,6 +366,8 @@ pub struct NodeStatus {
     pub node: u8,
     /// Incarnation.
     pub incarnation: u64,
+    /// Shards that it is primary of.
+    pub primaries: u32,
 }
 
 /// A process of the cluster.

@@ -30,6 +30,11 @@ pub enum Command {
     },
     /// A backup becomes the primary of shards.
     Rehome {
+        /// Epoch of the view for which this was decided; it fits no other.
+        epoch: u64,
+        /// Whether somebody asked for it, and not the leader for an even load: what was asked for
+        /// stands until a node joins or is lost.
+        asked: bool,
         /// The backup's slot.
         to: u8,
         /// Shard numbers.
@@ -57,6 +62,8 @@ pub struct State {
     /// Per slot, the highest incarnation that was ever a member: one that was evicted never comes
     /// back.
     highest: Vec<u64>,
+    /// Primaries stand as somebody asked for.
+    pub arranged: bool,
 }
 
 impl State {
@@ -93,12 +100,19 @@ impl State {
                 valid.retain(|s| self.counts(*slot, *epoch, s.0));
                 v.rebuilt(*slot, &valid)
             }
-            Command::Rehome { to, shards: numbers } => v.rehome(*to, &shards(numbers)),
+            Command::Rehome { epoch, to, shards: numbers, .. } if *epoch == v.epoch => {
+                v.rehome(*to, &shards(numbers))
+            }
             _ => None,
         };
         let next = next.filter(|n| n.well_formed() && n.epoch == v.epoch + 1);
         let changed = next.is_some();
         if let Some(next) = next {
+            match command {
+                Command::Rehome { asked, .. } => self.arranged |= asked,
+                Command::Rebuilt { .. } => {}
+                _ => self.arranged = false,
+            }
             self.since.resize(next.shards.len(), 0);
             for (i, since) in self.since.iter_mut().enumerate() {
                 if next.copies_anew(&self.view, Shard(i as u16)) {
@@ -142,6 +156,20 @@ mod tests {
         assert!(!s.apply(&Command::Evict { slot: 1, incarnation: 1 }).changed);
         assert!(!s.apply(&Command::Join(member(1, 1))).changed, "it was evicted");
         assert!(s.apply(&Command::Join(member(1, 2))).changed);
+    }
+
+    #[test]
+    fn a_rehome_fits_the_view_it_was_decided_for_and_what_was_asked_for_stands() {
+        let mut s = three();
+        let rehome = |epoch, asked| Command::Rehome { epoch, asked, to: 2, shards: vec![0, 1, 2] };
+        assert!(!s.apply(&rehome(2, true)).changed && !s.arranged);
+        assert!(s.apply(&rehome(1, true)).changed && s.arranged);
+        assert!(!s.apply(&rehome(2, true)).changed, "it is there already");
+        assert_eq!(s.view.primary(Shard(1)), Some(2));
+        assert!(s.apply(&Command::Evict { slot: 0, incarnation: 1 }).changed && !s.arranged);
+        assert!(
+            !s.apply(&Command::Rehome { epoch: 3, asked: true, to: 0, shards: vec![0] }).changed
+        );
     }
 
     #[test]

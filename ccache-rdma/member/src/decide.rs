@@ -16,6 +16,14 @@ pub fn join_age(timing: Timing) -> u64 {
 }
 /// How long the first view waits for all of the first members, ns.
 pub const FIRST_WAIT: u64 = 20_000_000_000;
+/// How long the leader must have seen one view, and nobody suspected or joining, before it evens
+/// primaries, ns: at least this between two such views, and after a change that something else made.
+pub fn calm(timing: Timing) -> u64 {
+    timing.scaled(1_000_000_000)
+}
+/// Most shards that one view moves for an even load: operations stand still while their words are
+/// made anew.
+pub const EVENED: usize = 128;
 /// Entries that a learner may lack when it is made a voter.
 const CLOSE: u64 = 32;
 
@@ -59,6 +67,10 @@ pub struct Situation {
     pub ready: BTreeMap<u64, Member>,
     /// Complete copies to record: slot and epoch, shards.
     pub rebuilt: BTreeMap<(u8, u64), BTreeSet<u16>>,
+    /// When it first saw the latest view, or anybody under suspicion or joining since.
+    pub calm_since: u64,
+    /// A rehome that somebody asks for: epoch of the view that it was checked against, whereto, which.
+    pub asked: Option<(u64, u8, Vec<u16>)>,
 }
 
 /// One thing to do.
@@ -91,7 +103,7 @@ impl std::fmt::Display for Step {
             Step::Propose(Command::Join(m)) => {
                 write!(f, "node {} (incarnation {}) joins", m.slot, m.incarnation)
             }
-            Step::Propose(Command::Rehome { to, shards }) => {
+            Step::Propose(Command::Rehome { to, shards, .. }) => {
                 write!(f, "{} shards move to node {to}", shards.len())
             }
             Step::AddLearner(id) => write!(f, "the log goes to {:?}", node_of(*id)),
@@ -107,7 +119,12 @@ impl Situation {
         if self.state.view.epoch == 0 {
             return self.first();
         }
-        self.evict().or_else(|| self.shrink()).or_else(|| self.join()).or_else(|| self.record())
+        self.evict()
+            .or_else(|| self.shrink())
+            .or_else(|| self.join())
+            .or_else(|| self.record())
+            .or_else(|| self.rehome())
+            .or_else(|| self.even())
     }
 
     fn first(&self) -> Option<Step> {
@@ -221,6 +238,43 @@ impl Situation {
             news.then_some(Step::Propose(command))
         })
     }
+
+    /// Moves what somebody asks for, if that still fits.
+    fn rehome(&self) -> Option<Step> {
+        let (epoch, to, shards) = self.asked.clone()?;
+        let fits = self.state.view.rehome(to, &clustix_ccache::request::shards(&shards)).is_some();
+        (fits && epoch == self.state.view.epoch).then_some(Step::Propose(Command::Rehome {
+            epoch,
+            asked: true,
+            to,
+            shards,
+        }))
+    }
+
+    /// Whether nothing is going on that changes views: no suspicion, nobody joining.
+    pub fn quiet(&self) -> bool {
+        let suspected = |r: &Report| {
+            self.now.saturating_sub(r.at) < report_age(self.timing)
+                && r.suspects.iter().any(|(s, i)| self.in_view(raft_id(*s, *i)))
+        };
+        self.own.is_empty()
+            && !self.reports.values().any(suspected)
+            && self.fresh_joins().next().is_none()
+    }
+
+    /// A node that came back is primary of nothing: it gets its share, some at a time, once the
+    /// cluster is whole and has been calm.
+    fn even(&self) -> Option<Step> {
+        let calm = self.now.saturating_sub(self.calm_since) >= calm(self.timing);
+        if self.state.arranged || !calm || !self.quiet() {
+            return None;
+        }
+        let view = &self.state.view;
+        let (to, shards) = view.evened(EVENED)?;
+        let shards = shards.into_iter().map(|s| s.0).collect();
+        let epoch = view.epoch;
+        Some(Step::Propose(Command::Rehome { epoch, asked: false, to, shards }))
+    }
 }
 
 #[cfg(test)]
@@ -326,6 +380,68 @@ mod tests {
         s.rebuilt.insert((2, now), all());
         let Some(Step::Propose(command)) = s.decide() else { panic!("nothing is recorded") };
         assert!(s.state.apply(&command).changed, "{command:?}");
+    }
+
+    /// Three nodes, of which node 0 was lost and is back, with all its copies.
+    fn back() -> Situation {
+        let mut s = three();
+        s.state.apply(&Command::Evict { slot: 0, incarnation: 1 });
+        s.state.apply(&Command::Join(member(0, 2)));
+        let epoch = s.state.view.epoch;
+        s.state.apply(&Command::Rebuilt { slot: 0, epoch, shards: (0..1024).collect() });
+        s.voters = [32, 17, 18].into();
+        s.nodes = s.voters.clone();
+        s.calm_since = s.now;
+        s
+    }
+
+    #[test]
+    fn a_node_that_came_back_gets_its_share_when_all_is_calm() {
+        let mut s = back();
+        assert_eq!(s.state.view.primaries(), [0, 512, 512]);
+        let calm = calm(s.timing);
+        for share in [128, 256, 341] {
+            s.now += calm - 1;
+            assert_eq!(s.decide(), None, "too soon");
+            s.now += 1;
+            let mut busy = s.clone();
+            busy.own.insert((2, 1), busy.now);
+            assert_eq!(busy.decide(), None, "a suspicion");
+            let mut busy = s.clone();
+            busy.joins.push((member(3, 1), busy.now));
+            assert_eq!(busy.decide(), Some(Step::AddLearner(19)));
+            busy.nodes.insert(19);
+            assert_eq!(busy.decide(), None, "somebody joins");
+            let Some(Step::Propose(command)) = s.decide() else { panic!("nothing is moved") };
+            assert!(s.state.apply(&command).changed);
+            assert!(!s.state.apply(&command).changed, "twice");
+            assert_eq!(s.state.view.primaries()[0], share);
+            s.calm_since = s.now;
+        }
+        s.now += 100 * calm;
+        assert_eq!(s.decide(), None, "even");
+    }
+
+    #[test]
+    fn what_was_asked_for_is_moved_at_once_and_stays() {
+        let mut s = back();
+        let epoch = s.state.view.epoch;
+        s.asked = Some((epoch, 0, (0..1024).collect()));
+        let Some(Step::Propose(command)) = s.decide() else { panic!("nothing is moved") };
+        s.state.apply(&command);
+        assert_eq!(s.state.view.primaries(), [1024, 0, 0]);
+        assert_eq!(s.decide(), None, "it was for the view before");
+        s.asked = None;
+        s.now += 100 * calm(s.timing);
+        assert_eq!(s.decide(), None, "so it was wished");
+        s.state.apply(&Command::Evict { slot: 1, incarnation: 1 });
+        s.state.apply(&Command::Join(member(1, 2)));
+        let epoch = s.state.view.epoch;
+        s.state.apply(&Command::Rebuilt { slot: 1, epoch, shards: (0..1024).collect() });
+        s.voters = [32, 33, 18].into();
+        s.nodes = s.voters.clone();
+        let moved = s.decide();
+        assert!(matches!(&moved, Some(Step::Propose(Command::Rehome { to: 1, .. }))), "{moved:?}");
     }
 
     #[test]

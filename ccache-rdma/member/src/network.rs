@@ -42,6 +42,15 @@ pub enum Call {
         /// Shard numbers.
         shards: Vec<u16>,
     },
+    /// Somebody asks that a complete copy of shards be their primary.
+    Rehome {
+        /// Epoch of the view that this was checked against.
+        epoch: u64,
+        /// Slot that holds the copies.
+        to: u8,
+        /// Shard numbers.
+        shards: Vec<u16>,
+    },
     /// The caller wants to be a member.
     Join(Member),
     /// What is your view, and are you ready?

@@ -118,6 +118,8 @@ mod times {
 }
 
 type Rebuilt = (u8, u64, Vec<u16>);
+/// Epoch, whereto, which shards.
+type Asked = (u64, u8, Vec<u16>);
 
 /// What other members tell this one's loop.
 enum Told {
@@ -126,6 +128,7 @@ enum Told {
         suspects: Vec<(u8, u64)>,
     },
     Rebuilt(Rebuilt),
+    Rehome(Asked),
     Join(Member),
     Ready {
         id: u64,
@@ -286,6 +289,7 @@ async fn answer(
             note(Told::Report { from, suspects })
         }
         Call::Rebuilt { slot, epoch, shards } => note(Told::Rebuilt((slot, epoch, shards))),
+        Call::Rehome { epoch, to, shards } => note(Told::Rehome((epoch, to, shards))),
         Call::Join(m)
             if usize::from(m.slot) < MAX_NODES && from == raft_id(m.slot, m.incarnation) =>
         {
@@ -316,6 +320,10 @@ struct Governor {
     pending: Vec<Rebuilt>,
     /// As the leader: everyone's.
     rebuilt: BTreeMap<(u8, u64), BTreeSet<u16>>,
+    /// As the leader: a rehome that somebody asks for; whoever asks repeats it.
+    asked: Option<Asked>,
+    /// The latest view's epoch, and since when there has been no other and no unrest.
+    calm: (u64, u64),
     leading_since: Option<u64>,
     /// The dead leader in whose place this member has stood.
     stood: Option<u64>,
@@ -345,6 +353,8 @@ impl Governor {
             ready: BTreeMap::new(),
             pending: Vec::new(),
             rebuilt: BTreeMap::new(),
+            asked: None,
+            calm: (0, 0),
             leading_since: None,
             stood: None,
             heard_of_leader: now_ns(),
@@ -406,6 +416,14 @@ impl Governor {
                 }
                 self.repeat_at = self.repeat_at.min(now + 5_000_000);
             }
+            MemberEvent::Rehome { epoch, to, shards } => {
+                let leader = self.raft.metrics().borrow().current_leader;
+                match leader {
+                    Some(l) if l == self.config.id() => self.asked = Some((epoch, to, shards)),
+                    Some(l) => drop(self.call(node_of(l).0, l, Call::Rehome { epoch, to, shards })),
+                    None => {}
+                }
+            }
             MemberEvent::LeaseLost => self.heard_of_leader = 0,
         }
     }
@@ -424,6 +442,7 @@ impl Governor {
                     self.rebuilt.entry((slot, epoch)).or_default().extend(shards);
                 }
             }
+            Told::Rehome(asked) => self.asked = Some(asked),
             Told::Join(m) => {
                 self.joins.retain(|(j, at)| {
                     (j.slot, j.incarnation) != (m.slot, m.incarnation)
@@ -503,6 +522,7 @@ impl Governor {
         } else {
             self.leading_since = None;
             self.rebuilt.clear();
+            self.asked = None;
         }
     }
 
@@ -634,6 +654,10 @@ impl Governor {
         if self.step.as_ref().is_some_and(|s| !s.is_finished()) {
             return;
         }
+        let epoch = self.state.borrow().view.epoch;
+        if self.calm.0 != epoch || self.calm.1 < leading_since {
+            self.calm = (epoch, now);
+        }
         let situation = {
             let metrics = self.raft.metrics();
             let m = metrics.borrow();
@@ -653,8 +677,13 @@ impl Governor {
                 joins: self.joins.clone(),
                 ready: self.ready.clone(),
                 rebuilt: std::mem::take(&mut self.rebuilt),
+                calm_since: self.calm.1,
+                asked: self.asked.take(),
             }
         };
+        if !situation.quiet() {
+            self.calm.1 = now;
+        }
         let Some(step) = situation.decide() else { return };
         eprintln!("member: {step}");
         let (raft, config) = (self.raft.clone(), self.config.clone());

@@ -45,6 +45,8 @@ pub struct Totals {
     pub verbs: u64,
     /// Reads of domains that hit.
     pub hits: u64,
+    /// Views in which shards had other primaries than before, though nobody was lost.
+    pub rehomes: u64,
 }
 
 impl Totals {
@@ -58,6 +60,7 @@ impl Totals {
         self.suspicions += other.suspicions;
         self.verbs += other.verbs;
         self.hits += other.hits;
+        self.rehomes += other.rehomes;
     }
 }
 

@@ -84,7 +84,7 @@ fn main() -> ExitCode {
     let t = sum.totals;
     println!(
         "{} seeds in {took:.1} s, {:.0} seeds/s: {} operations, {} hits, {} verbs, {} crashes, \
-         {} views, {} links cut, {} pauses, {} false suspicions",
+         {} views, {} of them rehomes, {} links cut, {} pauses, {} false suspicions",
         sum.seeds,
         sum.seeds as f64 / took.max(0.001),
         t.operations,
@@ -92,6 +92,7 @@ fn main() -> ExitCode {
         t.verbs,
         t.crashes,
         t.views,
+        t.rehomes,
         t.partitions,
         t.pauses,
         t.suspicions,

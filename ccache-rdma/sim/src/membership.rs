@@ -31,6 +31,10 @@ pub struct Membership {
     /// New incarnations that want to be in.
     pub joining: Vec<Member>,
     rebuilt: Vec<Rebuilt>,
+    /// Shards that are to have another primary, and which.
+    rehoming: Option<(u8, Vec<Shard>)>,
+    /// How many such views were decided.
+    pub rehomed: u64,
 }
 
 impl Membership {
@@ -48,6 +52,11 @@ impl Membership {
     /// Notes a report for the next decision.
     pub fn report(&mut self, report: Rebuilt) {
         self.rebuilt.push(report);
+    }
+
+    /// Asks for another primary of shards. What is not decided when the next is asked for is forgotten.
+    pub fn rehome(&mut self, to: u8, shards: Vec<Shard>) {
+        self.rehoming = Some((to, shards));
     }
 
     /// Whether nothing waits to be decided.
@@ -121,6 +130,14 @@ impl Membership {
             self.joining.remove(0);
             self.rebuilt.clear();
             return self.decide(view.with(&m), by);
+        }
+        if let Some((to, shards)) = self.rehoming.take()
+            && let Some(next) = view.rehome(to, &shards)
+            && let Some(by) = self.majority(random, &voters, net, Some(to), None)
+        {
+            self.rebuilt.clear();
+            self.rehomed += 1;
+            return self.decide(next, by);
         }
         self.rebuilt.retain(|r| r.epoch == view.epoch);
         let Some(first) = self.rebuilt.first() else { return };

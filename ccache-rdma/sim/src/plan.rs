@@ -61,6 +61,8 @@ pub struct Plan {
     pub bug: Option<clustix_ccache::engine::Bug>,
     /// What goes wrong, one after the other.
     pub faults: Vec<Fault>,
+    /// Shards get other primaries, one time in so many steps; 0: never.
+    pub rehomes: usize,
     /// How long work goes on before, between and after, ns.
     pub stretch: u64,
 }
@@ -101,6 +103,8 @@ impl Plan {
             #[cfg(feature = "put-back-bugs")]
             bug: None,
             faults,
+            // From a source of its own: what else a seed means stays as it was.
+            rehomes: [0, 0, 3_000, 700][Random(seed ^ 0x686f_6d65).below(4)],
             stretch: 150_000 + r.number() % 400_000,
         }
     }

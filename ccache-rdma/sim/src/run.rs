@@ -390,6 +390,9 @@ impl Run {
         }
         self.poll_clients();
         self.lose_clients();
+        if self.plan.rehomes > 0 && !self.stopping && self.random.chance(self.plan.rehomes) {
+            self.rehome();
+        }
         if self.random.chance(32) {
             self.overwrite();
         }
@@ -439,6 +442,25 @@ impl Run {
         };
         self.left.retain(|s| *s != slot);
         self.c.overwrite_dead(slot);
+    }
+
+    /// Asks that another complete copy become the primary of some of the objects' shards, be the cluster
+    /// whole or not.
+    fn rehome(&mut self) {
+        let all = objects();
+        let first = all[self.random.below(all.len())].shard();
+        let backups: Vec<u8> = self.c.view().replicas(first).backups.iter().collect();
+        if backups.is_empty() {
+            return;
+        }
+        let to = backups[self.random.below(backups.len())];
+        let mut shards = vec![first];
+        for n in all {
+            if self.random.chance(2) && !shards.contains(&n.shard()) {
+                shards.push(n.shard());
+            }
+        }
+        self.c.membership.rehome(to, shards);
     }
 
     // -- What goes wrong --------------------------------------------------------------------------
@@ -695,6 +717,7 @@ impl Run {
             self.settle();
         }
         self.failed();
+        self.c.totals.rehomes = self.c.membership.rehomed;
         self.c.totals.verbs = self.c.net.borrow().verbs;
         match self.violation {
             Some((name, what)) => Err(format!("{name}: {what}")),

@@ -22,6 +22,7 @@ fn five_hundred_lives() {
     let t = pass(500, Plan::of);
     // Seeds that do nothing would find nothing.
     assert!(t.operations > 100_000 && t.hits > 50_000, "{t:?}");
+    assert!(t.rehomes > 500, "{t:?}");
     assert!(t.crashes > 100 && t.partitions > 100 && t.pauses > 50 && t.suspicions > 20, "{t:?}");
 }
 
@@ -39,6 +40,14 @@ fn a_node_that_died_comes_back_and_is_filled() {
     let t = pass(60, plan);
     // One view without it, one with it, and one at least in which its copies count.
     assert!(t.crashes > 50 && t.views > 150, "{t:?}");
+}
+
+#[test]
+fn primaries_move_while_nodes_die_and_come_back() {
+    let faults = vec![Fault::Crash, Fault::Return, Fault::Suspicion];
+    let plan = move |seed| Plan { rehomes: 400, faults: faults.clone(), ..Plan::of(seed) };
+    let t = pass(60, plan);
+    assert!(t.crashes > 50 && t.rehomes > 500, "{t:?}");
 }
 
 #[test]

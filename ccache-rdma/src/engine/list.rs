@@ -136,6 +136,7 @@ impl Engine {
             objects: self.primary.len() as u64,
             used_bytes: self.primary.used_bytes * self.view.wanted().max(1) as u64,
             budget_bytes: self.config.budget_bytes,
+            primaries: self.view.primaries(),
         }
     }
 }

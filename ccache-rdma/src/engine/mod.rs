@@ -459,7 +459,9 @@ impl Engine {
                 self.out.push(Action::Reply { id, reply });
                 return;
             }
-            Request::NextEvent | Request::InstallView(_) => Err(CacheError::Invalid),
+            Request::NextEvent | Request::InstallView(_) | Request::Rehome { .. } => {
+                Err(CacheError::Invalid)
+            }
         };
         let refused = match started {
             Ok(kind) if self.known_outside() => {

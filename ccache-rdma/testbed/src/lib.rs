@@ -177,6 +177,14 @@ impl Cluster {
                         self.install(next);
                     }
                 }
+                MemberEvent::Rehome { epoch, to, shards } => {
+                    let shards: Vec<Shard> = shards.into_iter().map(Shard).collect();
+                    if let Some(next) = self.view.rehome(to, &shards)
+                        && epoch == self.view.epoch
+                    {
+                        self.install(next);
+                    }
+                }
                 MemberEvent::Trust { .. } | MemberEvent::LeaseLost => {}
             }
         }

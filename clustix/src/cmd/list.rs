@@ -112,13 +112,17 @@ pub fn nodes(folder: &Folder, json: bool) -> Result<ExitCode> {
             state.to_owned(),
             pid.map_or("-".to_owned(), |p| p.to_string()),
             incarnation.to_string(),
+            member.map_or("-".to_owned(), |m| m.primaries.to_string()),
         ]);
-        values.push(json!({"node": slot, "state": state, "pid": pid, "incarnation": incarnation}));
+        values.push(json!({
+            "node": slot, "state": state, "pid": pid, "incarnation": incarnation,
+            "primaries": member.map_or(0, |m| m.primaries),
+        }));
     }
     if json {
         print_json(&Value::Array(values))?;
     } else {
-        let head = ["NODE", "STATE", "PID", "INCARNATION"];
+        let head = ["NODE", "STATE", "PID", "INCARNATION", "PRIMARIES"];
         print(&table(&head, &rows))?;
     }
     Ok(ExitCode::SUCCESS)

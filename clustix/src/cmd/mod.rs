@@ -32,6 +32,7 @@ pub fn run(cli: Cli) -> Result<ExitCode> {
         Command::Pds(args) => list::pds(&folder, args.json),
         Command::KillNode(args) => node::kill_node(&folder, args.node),
         Command::StartNode(args) => node::start_node(&folder, args.node),
+        Command::Rehome(args) => node::rehome(&folder, &args),
         Command::Logs(args) => list::logs(&folder, &args),
         Command::Metrics(args) => list::metrics(&folder, &args),
         Command::Node(_) | Command::Pd(_) => unreachable!("dispatched by main"),

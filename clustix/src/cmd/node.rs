@@ -1,7 +1,7 @@
 //! `clustix kill-node`, `start-node` and `kill`.
 
 use super::up;
-use crate::args::Kill;
+use crate::args::{Kill, Rehome};
 use crate::connection;
 use crate::interrupt::Interrupts;
 use crate::launch::Nodes;
@@ -68,6 +68,20 @@ pub fn start_node(folder: &Folder, slot: u8) -> Result<ExitCode> {
         "node {slot} serves after {} ms (incarnation {incarnation})",
         begin.elapsed().as_millis()
     );
+    Ok(ExitCode::SUCCESS)
+}
+
+/// Makes a node the primary of shards.
+///
+/// # Errors
+/// There is no such node, or it has no complete copy of one of them.
+pub fn rehome(folder: &Folder, args: &Rehome) -> Result<ExitCode> {
+    let cluster = folder.running()?;
+    if !cluster.slots().contains(&args.node) {
+        bail!("cluster {:?} has no node {}", cluster.name, args.node);
+    }
+    let (first, last) = args.shards;
+    connection::ask(folder, None, &Request::Rehome { to: args.node, first, last })?;
     Ok(ExitCode::SUCCESS)
 }
 

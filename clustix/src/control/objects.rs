@@ -15,6 +15,9 @@ use std::os::unix::net::UnixStream;
 
 /// Between two looks while a cluster comes up; nothing signals that a view was installed.
 const LOOK_NS: u64 = 5_000_000;
+/// Longest that shards may take to get another primary, and between two times of asking for it.
+const REHOME_NS: u64 = 10_000_000_000;
+const REHOME_LOOK_NS: u64 = 100_000_000;
 
 fn cache_failed(what: impl std::fmt::Display, e: CacheError) -> Failure {
     Failure {
@@ -43,7 +46,12 @@ fn shown(node: &Node, s: &request::NodeStatus) -> Status {
         nodes: s
             .members
             .iter()
-            .map(|(slot, incarnation)| NodeStatus { node: *slot, incarnation: *incarnation })
+            .zip(&s.primaries)
+            .map(|((slot, incarnation), primaries)| NodeStatus {
+                node: *slot,
+                incarnation: *incarnation,
+                primaries: *primaries,
+            })
             .collect(),
         shards: SHARDS,
         rebuilding: u16::try_from(s.survival.rebuilding).unwrap_or(u16::MAX),
@@ -52,6 +60,34 @@ fn shown(node: &Node, s: &request::NodeStatus) -> Status {
         votes: s.survival.votes,
         can_lose_a_node: s.survival.can_lose_a_node(),
     }
+}
+
+/// Makes a node the primary of shards: asks until it is.
+pub(crate) fn rehome(node: &Node, to: u8, first: u16, last: u16) -> Result<(), Failure> {
+    let shards: Vec<u16> = (first..=last.min(SHARDS - 1)).collect();
+    let until = exec::now_ns() + REHOME_NS;
+    exec::block_on(async {
+        loop {
+            let what = || format!("shards {first} to {last} could not move to node {to}");
+            let (lacking, moving) =
+                node.cache.rehome(to, shards.clone()).await.map_err(|e| cache_failed(what(), e))?;
+            if let Some(shard) = lacking.first() {
+                return Err(failed(format!(
+                    "node {to} has no complete copy of {} of these shards (the first is {shard}); \
+                     `clustix status` says what is being rebuilt",
+                    lacking.len()
+                )));
+            }
+            if moving == 0 {
+                return Ok(());
+            }
+            let now = exec::now_ns();
+            if now >= until {
+                return Err(failed(format!("{}: {moving} have another primary still", what())));
+            }
+            exec::sleep_until(now + REHOME_LOOK_NS).await;
+        }
+    })
 }
 
 /// Answers once this node serves in a view of `nodes` nodes: the cache, the root directory and PID 1

@@ -140,6 +140,7 @@ fn dispatch(node: &Node, stream: &mut UnixStream, request: Request) -> Result<()
         }
         Request::Dump => objects::dump(node, stream),
         Request::Restore => objects::restore(node, stream),
+        Request::Rehome { to, first, last } => objects::rehome(node, to, first, last),
     }
 }
 
