@@ -34,10 +34,6 @@ impl Word {
     pub const fn version_low(self) -> u64 {
         self.0 >> VERSION_SHIFT
     }
-    /// How many versions lie between a full one and the word's.
-    pub const fn versions_since(self, version: u64) -> u64 {
-        self.version_low().wrapping_sub(version) & VERSION_MASK
-    }
     /// Whether a full version is the one that the word speaks of.
     pub const fn is_version(self, version: u64) -> bool {
         self.version_low() == version & VERSION_MASK

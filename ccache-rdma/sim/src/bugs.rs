@@ -43,7 +43,7 @@ pub fn plan(bug: Bug, seed: u64) -> Plan {
             let faults = vec![Fault::Crash, Fault::Return, Fault::Suspicion, Fault::Suspicion];
             Plan { faults, nodes: 5, notices: true, ..plan }
         }
-        Bug::NoLeaseWait | Bug::TakesAgain => {
+        Bug::NoLeaseWait => {
             Plan { faults: vec![Fault::Suspicion, Fault::Suspicion], nodes: 5, ..plan }
         }
         Bug::PartialRevoke => {

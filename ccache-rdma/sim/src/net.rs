@@ -31,8 +31,6 @@ pub struct Wire {
     pub slow_ns: u64,
     /// A packet's typical time on the wire, ns.
     pub packet_ns: u64,
-    /// The same to the node's own memory.
-    pub loopback_ns: u64,
     /// Bytes of a packet: the most that lands at once; a multiple of 8.
     pub packet: usize,
 }
@@ -45,7 +43,6 @@ impl Default for Wire {
             slow_one_in: 600,
             slow_ns: 250_000,
             packet_ns: 400,
-            loopback_ns: 400,
             packet: 1024,
         }
     }
@@ -328,7 +325,7 @@ impl Net {
     // -- What the fabric's trait asks for ---------------------------------------------------------
 
     pub(crate) fn post(&mut self, port: usize, peer: u8, token: Token, chain: &[Verb]) {
-        let delay = self.random.delay(self.time_to(port, peer));
+        let delay = self.random.delay(self.wire.packet_ns);
         let at = self.now + delay;
         let p = &mut self.ports[port];
         match p.queues.get_mut(&peer) {
@@ -352,10 +349,6 @@ impl Net {
                 self.woken.push(port);
             }
         }
-    }
-
-    fn time_to(&self, port: usize, peer: u8) -> u64 {
-        if self.ports[port].slot == peer { self.wire.loopback_ns } else { self.wire.packet_ns }
     }
 
     pub(crate) fn send(&mut self, port: usize, peer: u8, bytes: &[u8]) -> Result<(), FabricError> {
@@ -528,9 +521,8 @@ impl Net {
         };
         let most = self.wire.packet;
         let packet = (self.random.below(2 * most)).clamp(8, most) & !7;
-        let time = self.time_to(port, peer);
-        let gap = self.random.delay(time / 2);
-        let back = self.random.delay(time);
+        let gap = self.random.delay(self.wire.packet_ns / 2);
+        let back = self.random.delay(self.wire.packet_ns);
         let Some(q) = self.ports[port].queues.get_mut(&peer) else { return };
         let Some(chain) = q.chains.front_mut() else { return };
         let next = chain.rest.take().or_else(|| chain.verbs.pop_front());

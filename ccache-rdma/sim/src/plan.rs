@@ -90,9 +90,7 @@ impl Plan {
             slow_ns: [20_000, 250_000, 700_000][r.below(3)],
             packet_ns: [150, 400, 1_000][r.below(3)],
             packet: [256, 1024, 1024][r.below(3)],
-            loopback_ns: 0,
         };
-        let wire = Wire { loopback_ns: wire.packet_ns, ..wire };
         Plan {
             nodes,
             clients: 2 + r.below(3) as u64,

@@ -36,8 +36,6 @@ pub enum Bug {
     CachesKept,
     /// Rule 21: a transaction's ends go out, and its record is free, before its halves stand.
     EndsBeforeApplies,
-    /// Rule 44: who was asked for an object takes it again at once.
-    TakesAgain,
     /// Rule 22: a record is replayed whatever version its objects have.
     ReplayWithoutVersions,
     /// Rule 22: a record that is torn is replayed.
@@ -51,8 +49,7 @@ pub enum Bug {
 }
 
 impl Bug {
-    /// All that a checker of single lives catches, with their names on the command line; not
-    /// [`Bug::TakesAgain`], which wrongs nobody but by patience (the test "fairness" shows it).
+    /// All, with their names on the command line.
     #[cfg(feature = "put-back-bugs")]
     pub const ALL: [(&str, Bug); 18] = [
         ("unbounded-counts", Bug::UnboundedCounts),

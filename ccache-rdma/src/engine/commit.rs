@@ -113,7 +113,6 @@ impl Engine {
         self.stats.writes += 1;
         self.stats.kept_writes += 1;
         let item = &mut w.items[0];
-        item.began = self.now;
         let data = item.data.as_deref();
         item.buffer = half::buffer(&Head::of(name, item.version, data), data.unwrap_or(&[]));
         for peer in self.view.replicas(name.shard()).all().iter() {
@@ -242,7 +241,7 @@ impl Engine {
             let by = item.version.wrapping_sub(item.before);
             let counted = self.share_ended(item.key(), taken.count(me), !item.keep);
             let add = if item.keep {
-                self.keep(item.name, item.version, self.now - item.began);
+                self.keep(item.name, item.version);
                 Word::end_kept(taken.counts(), by)
             } else {
                 if !counted {
@@ -254,7 +253,6 @@ impl Engine {
                     o.guess = Some(Word(taken.0.wrapping_add(add)));
                     o.grab = None;
                     o.kept = None;
-                    o.turns.wrote(item.version, self.now - item.began);
                 }
                 add
             };

@@ -15,8 +15,6 @@ use crate::word::Word;
 const MAX_KEPT: usize = 4_096;
 /// Writes after which a node keeps an object that another one has asked for.
 const ASKED: u8 = 8;
-/// Polls after which those are asked too that write.
-const WRITERS_TOO: u32 = 1;
 /// A waiting node asks again after so many polls: the message may be lost with a view.
 const ASK_AGAIN: u32 = 16;
 
@@ -51,6 +49,13 @@ impl Default for Reluctance {
     }
 }
 
+impl Reluctance {
+    /// Whether other nodes have asked for the object lately, and may be waiting for it still.
+    pub(crate) fn was_asked(self) -> bool {
+        self.0 > Reluctance::default().0
+    }
+}
+
 impl Engine {
     /// Whether a write that is being committed keeps its word.
     pub(crate) fn keeps(&mut self, name: Name) -> bool {
@@ -64,9 +69,8 @@ impl Engine {
     }
 
     /// A write has ended and kept the word.
-    pub(crate) fn keep(&mut self, name: Name, version: u64, lasted: u64) {
+    pub(crate) fn keep(&mut self, name: Name, version: u64) {
         let Some(o) = self.objects.get_mut(&name) else { return };
-        o.turns.wrote(version, lasted);
         let had = o.kept.replace(Kept { version, writing: false, wanted: false }).is_some();
         o.guess = None;
         o.grab = None;
@@ -109,10 +113,9 @@ impl Engine {
         self.post_unwaited(primary, vec![Verb::FetchAdd { at, add }]);
     }
 
-    /// Another node wants an object that this one may keep, or writes.
-    pub(crate) fn give_back_asked(&mut self, by: u8, name: Name) {
+    /// Another node wants an object that this one may keep.
+    pub(crate) fn give_back_asked(&mut self, name: Name) {
         let Some(o) = self.objects.get_mut(&name) else { return };
-        o.turns.asked(by);
         if o.kept.is_some() {
             o.reluctance = Reluctance(ASKED);
             self.stats.given_back += 1;
@@ -120,12 +123,10 @@ impl Engine {
         }
     }
 
-    /// Words that `op` wants are not idle: their holders are asked for them, at once (those that write, after
-    /// some polls: most writes are over by then) and then now and again.
+    /// Words that `op` wants are not idle: the holders of those that are not being written are asked
+    /// for them, at once and then now and again.
     pub(crate) fn ask_back(&mut self, op: &mut Op, words: &[(Name, Word)]) {
-        let waits = op.polls >= WRITERS_TOO;
-        let ask = |word: &Word| waits || !word.writing();
-        if !words.iter().any(|(_, word)| ask(word)) {
+        if words.iter().all(|(_, word)| word.writing()) {
             return;
         }
         let again = op.asked.polls == 0;
@@ -133,7 +134,7 @@ impl Engine {
         if again {
             op.asked.of.clear();
         }
-        for (name, word) in words.iter().filter(|(_, word)| ask(word)) {
+        for (name, word) in words.iter().filter(|(_, word)| !word.writing()) {
             // Whoever keeps it since has not heard of it yet.
             let kept = (*name, word.holder(), word.version_low());
             if !op.asked.of.contains(&kept) {

@@ -31,7 +31,6 @@ mod replay;
 mod resolve;
 mod restore;
 mod slots;
-mod turns;
 mod wait;
 mod write;
 
@@ -509,7 +508,7 @@ impl Engine {
                 self.allocate(name, len, Asker { node: from, ticket });
             }
             Message::Free { name, slot } => self.free_hint(name, slot),
-            Message::GiveBack { name } => self.give_back_asked(from, name),
+            Message::GiveBack { name } => self.give_back_asked(name),
             Message::Watch { ticket, name } => self.watch_asked(from, ticket, name),
             Message::Changed { name } => self.notify(name),
             Message::Confirm { .. } => {}

@@ -9,7 +9,6 @@ use super::primary::{Free, Mark};
 use super::rebuild::Rebuild;
 use super::recovery::Recovery;
 use super::restore::Restore;
-use super::turns::Turns;
 use super::wait::Wait;
 use super::write::Write;
 use super::{Action, ClientId, Engine, RequestId};
@@ -212,8 +211,6 @@ pub(crate) struct Object {
     pub(crate) kept: Option<Kept>,
     /// Writes that do not keep the word yet.
     pub(crate) reluctance: Reluctance,
-    /// Who waits for it, and this node's last write.
-    pub(crate) turns: Turns,
 }
 
 impl Object {

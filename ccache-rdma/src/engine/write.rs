@@ -10,7 +10,6 @@ use super::kept::Asked;
 use super::message::Message;
 use super::op::{Flow, Op, Part};
 use super::primary::Asker;
-use super::turns::First;
 use super::{Bug, ClientId, Engine, SlotKey};
 use crate::cache::{CacheError, Expect, Transaction, Version};
 use crate::fabric::{Address, Verb};
@@ -83,10 +82,6 @@ pub(super) struct Item {
     pub(super) buffer: Arc<Vec<u8>>,
     /// Recovery has rolled it forward: neither half nor end is this write's to post any more.
     pub(super) settled: bool,
-    /// Who comes before this write (rule 44).
-    first: Option<First>,
-    /// When the chain was posted that took the word, ns.
-    pub(super) began: u64,
 }
 
 /// An object that is only read.
@@ -140,8 +135,6 @@ impl Write {
                 version: 0,
                 buffer: Arc::default(),
                 settled: false,
-                first: None,
-                began: 0,
             });
         }
         items.sort_by_key(|i| i.name);
@@ -334,16 +327,12 @@ impl Engine {
             }
             item.found = Found::Known;
             if item.slot.is_some() {
-                item.guess = known.and_then(|o| o.guess);
+                // Who writes again what others wait for looks at it first: they come before it.
+                item.guess = known.filter(|o| !o.reluctance.was_asked()).and_then(|o| o.guess);
             } else if primary != self.config.node {
                 let chain = Engine::read_windows(item.name, item.set, false);
                 self.post(op, i as u16, primary, chain);
             }
-        }
-        // While it holds no other word; who comes first is seen by a look.
-        if let Some(item) = w.items.first_mut() {
-            item.first = self.come_first(item.name);
-            item.guess = item.guess.filter(|_| item.first.is_none());
         }
         if op.pending > 0 { Some(Flow::Waits) } else { None }
     }
@@ -455,7 +444,6 @@ impl Engine {
         if grabbed && let Some(o) = self.objects.get_mut(&item.name) {
             o.grab = None;
         }
-        item.began = self.now;
         self.post(op, 0, primary, vec![first, header]);
         w.stage = Stage::Taking;
         Some(Flow::Waits)
@@ -488,11 +476,6 @@ impl Engine {
             item.taken = Some(self.taken_from(word));
         } else {
             w.stage = Stage::Take;
-            if item.first.is_some_and(|first| !first.over(self.now, word)) {
-                item.guess = None;
-                return Some(self.back_off(op));
-            }
-            item.first = None;
             if word.is_idle() || self.steals(word) {
                 item.guess = Some(word);
                 return None;
