@@ -12,6 +12,8 @@ use clustix_ccache::set::RECORD;
 /// most. One is the rule's; the others come before the one who waits has been heard of, by a writer that
 /// keeps the word.
 pub const OVERTAKEN: u64 = 8;
+/// Writes of all others together that a read sees acknowledged meanwhile, at most.
+pub const READ_OVERTAKEN: u64 = 12;
 /// Writes of a run that ends by itself.
 const WRITES: u64 = 300;
 const STEPS: usize = 4_000_000;
