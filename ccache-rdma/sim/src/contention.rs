@@ -13,7 +13,7 @@ use clustix_ccache::set::RECORD;
 /// keeps the word.
 pub const OVERTAKEN: u64 = 8;
 /// Writes of all others together that a read sees acknowledged meanwhile, at most.
-pub const READ_OVERTAKEN: u64 = 12;
+pub const READ_OVERTAKEN: u64 = 24;
 /// Writes of a run that ends by itself.
 const WRITES: u64 = 300;
 const STEPS: usize = 4_000_000;

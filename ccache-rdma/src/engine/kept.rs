@@ -133,10 +133,12 @@ impl Engine {
         let Some(o) = self.objects.get_mut(&name) else { return };
         o.turn.ask(from);
         o.reluctance = Reluctance(ASKED);
+        let writes = o.turn.writes;
         if o.kept.is_some() {
             self.stats.given_back += 1;
             self.give_back(name);
-        } else if !o.turn.writes {
+        }
+        if !writes {
             self.send(from, &Message::Ended { name });
         }
     }
@@ -176,11 +178,14 @@ impl Engine {
 
     /// A write that set W on words that it kept has changed nothing: they stay kept.
     pub(crate) fn still_kept(&mut self, name: Name) {
-        let Some(kept) = self.objects.get_mut(&name).and_then(|o| o.kept.as_mut()) else { return };
-        kept.writing = false;
+        let Some(Object { kept: Some(kept), turn, .. }) = self.objects.get_mut(&name) else {
+            return;
+        };
+        (kept.writing, turn.writes) = (false, false);
         if kept.wanted {
             self.give_back(name);
         }
+        self.tell_waiters(name);
     }
 
     /// Whether this node holds the word of an object that a write wants, with W = 0; from here on W is

@@ -14,6 +14,9 @@ const POLL: u64 = 1_024_000;
 /// So many times as long as this node's last write took, each waiter may take for its own.
 const WRITES: u64 = 4;
 
+/// The longest wait for word of a write's end, which is lost with its writer, ns.
+const LONGEST: u64 = 64 * POLL;
+
 /// What a node owes those who wait for an object.
 #[derive(Clone, Copy, Debug, Default)]
 pub(crate) struct Turn {
@@ -96,7 +99,7 @@ impl Engine {
             return false;
         }
         if turn.until == 0 {
-            turn.until = now + owed * (POLL + WRITES * turn.lasted);
+            turn.until = now + owed * (POLL + WRITES * turn.lasted).min(LONGEST);
         }
         now < turn.until
     }
@@ -107,11 +110,15 @@ impl Engine {
         idle.filter(|idle| !self.lets_come_first(name, *idle))
     }
 
-    /// Tells whoever writes an object that this node waits for it, once for each of its writes.
-    pub(crate) fn ask_writer(&mut self, op: &mut Op, name: Name, word: Word) {
-        if word.writing() && op.asked.once(name, word) && !self.bug(Bug::NoTurns) {
-            op.polls = 0;
-            self.ask_one(name, word);
+    /// Tells whoever writes an object that this node waits for it, once for each version; how long it may
+    /// then wait to be told of the end, ns: polls would only hold the writer up.
+    pub(crate) fn ask_writer(&mut self, op: &mut Op, name: Name, word: Word) -> Option<u64> {
+        if !word.writing() || !op.asked.once(name, word) || self.bug(Bug::NoTurns) {
+            return None;
         }
+        op.polls = 0;
+        self.ask_one(name, word);
+        let lasted = self.objects.get(&name).map_or(0, |o| o.turn.lasted);
+        Some((WRITES * lasted).clamp(POLL, LONGEST))
     }
 }

@@ -493,12 +493,15 @@ impl Engine {
                 return Some(self.relocate(op, w));
             }
             // Polled by a CAS from what it will be: who waits is not overtaken between look and CAS.
-            self.ask_writer(op, name, word);
+            let pause = self.ask_writer(op, name, word);
             self.ask_back(op, &[(name, word)]);
             if self.now.saturating_sub(op.began) > PATIENCE {
                 return Some(self.refuse(op, w, CacheError::Busy));
             }
-            return Some(self.back_off(op));
+            return Some(match pause {
+                Some(pause) => self.sleep_until(op, self.now + pause),
+                None => self.back_off(op),
+            });
         }
         (op.polls, op.asked) = (0, Asked::default());
         let header = Header::decode(as_bytes(outcomes.get(1)));
