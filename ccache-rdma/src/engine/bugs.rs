@@ -44,6 +44,9 @@ pub enum Bug {
     ReplayFromOneRecord,
     /// Rule 32: the copier copies although it did not get the word.
     CopierIgnoresSwap,
+    /// Rule 44: who has just written does not let those come first who wait. Nothing that was told is wrong
+    /// then, so it is not one of [`Bug::ALL`]: the simulator's contention shows it.
+    NoTurns,
     /// Rule 32: the copier leaves what a write that came to nothing left in the new copy.
     LeftoverHalf,
 }

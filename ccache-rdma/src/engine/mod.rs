@@ -31,6 +31,7 @@ mod replay;
 mod resolve;
 mod restore;
 mod slots;
+mod turn;
 mod wait;
 mod write;
 
@@ -508,7 +509,8 @@ impl Engine {
                 self.allocate(name, len, Asker { node: from, ticket });
             }
             Message::Free { name, slot } => self.free_hint(name, slot),
-            Message::GiveBack { name } => self.give_back_asked(name),
+            Message::GiveBack { name } => self.give_back_asked(name, from),
+            Message::Ended { name } => self.look_now(name),
             Message::Watch { ticket, name } => self.watch_asked(from, ticket, name),
             Message::Changed { name } => self.notify(name),
             Message::Confirm { .. } => {}
