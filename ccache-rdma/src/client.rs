@@ -55,13 +55,14 @@ impl From<CallError> for CacheError {
 
 /// Whether an error of one try may be answered by another, and how often.
 struct Patience {
-    until: u64,
+    /// From the first error on, ns.
+    until: Option<u64>,
     pause: u64,
 }
 
 impl Patience {
     fn new() -> Patience {
-        Patience { until: exec::now_ns() + PATIENCE_NS, pause: PAUSE_NS }
+        Patience { until: None, pause: PAUSE_NS }
     }
 
     /// Waits before the next try; the error itself once there should be none. `idempotent`: asking
@@ -75,10 +76,11 @@ impl Patience {
             _ => return Err(e),
         };
         let now = exec::now_ns();
-        if now >= self.until {
+        let until = *self.until.get_or_insert(now + PATIENCE_NS);
+        if now >= until {
             return Err(e);
         }
-        exec::sleep_until(self.until.min(now + self.pause)).await;
+        exec::sleep_until(until.min(now + self.pause)).await;
         self.pause = (self.pause * 2).min(LONGEST_PAUSE_NS);
         Ok(())
     }

@@ -172,6 +172,8 @@ struct Peer {
     beat: u64,
     since: u64,
     suspected: bool,
+    /// It can be reached no more: no beat makes up for that.
+    broken: bool,
 }
 
 /// Watches the other members' renewals arrive.
@@ -201,7 +203,7 @@ impl Watch {
                 _ => {
                     // It may hear of the view a little later, and is not linked yet.
                     let since = now + FIRST_BEAT * self.timing.lease_ns;
-                    Some(Peer { incarnation, beat: 0, since, suspected: false })
+                    Some(Peer { incarnation, beat: 0, since, suspected: false, broken: false })
                 }
             };
         }
@@ -226,14 +228,19 @@ impl Watch {
         }
         p.beat = beat;
         p.since = now;
-        std::mem::take(&mut p.suspected).then_some(Opinion::Trust(slot, p.incarnation))
+        // The last beat of the dead may be seen after their end.
+        let trusted = !p.broken && std::mem::take(&mut p.suspected);
+        trusted.then_some(Opinion::Trust(slot, p.incarnation))
     }
 
-    /// The connection to that incarnation broke: suspected without waiting.
+    /// The connection to that incarnation broke: suspected without waiting, and for good.
     pub fn broken(&mut self, slot: u8, incarnation: u64) -> Option<Opinion> {
         let p = self.peers.get_mut(usize::from(slot))?.as_mut()?;
-        let news = p.incarnation == incarnation && !std::mem::replace(&mut p.suspected, true);
-        news.then_some(Opinion::Suspect(slot, incarnation))
+        if p.incarnation != incarnation {
+            return None;
+        }
+        p.broken = true;
+        (!std::mem::replace(&mut p.suspected, true)).then_some(Opinion::Suspect(slot, incarnation))
     }
 
     /// The timer that was to fire at `due` fired at `now`. One that is late by more than a quarter
@@ -326,6 +333,8 @@ mod tests {
         assert_eq!(w.observe(1_901 * MS, 1, 6), Some(Opinion::Trust(1, 7)));
         assert_eq!(w.broken(1, 6), None, "another incarnation's connection");
         assert_eq!(w.broken(1, 7), Some(Opinion::Suspect(1, 7)));
+        assert_eq!(w.observe(1_902 * MS, 1, 7), None, "its last beat, seen late");
+        assert_eq!(w.broken(1, 7), None, "it is suspected already");
     }
 
     #[test]

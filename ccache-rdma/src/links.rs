@@ -32,8 +32,10 @@ const MAX_LINKS: usize = 4 * MAX_NODES;
 pub enum LinkEvent {
     /// That node's arena is here.
     Up(u8, u64),
-    /// Its ccache is dead.
+    /// Its ccache has closed the connection: it is dead, or as good as.
     Broken(u8, u64),
+    /// Its ccache's process has ended.
+    Ended(u8, u64),
 }
 
 struct Link {
@@ -43,6 +45,7 @@ struct Link {
     process: Option<OwnedFd>,
     arena: Arena,
     broken: bool,
+    ended: bool,
 }
 
 struct Half {
@@ -223,17 +226,26 @@ impl Links {
         let process = sockopt::socket_peercred(&stream)
             .ok()
             .and_then(|c| pidfd_open(c.pid, PidfdFlags::empty()).ok());
-        self.links.push(Link { slot, incarnation, stream, process, arena, broken: false });
+        self.links.push(Link {
+            slot,
+            incarnation,
+            stream,
+            process,
+            arena,
+            broken: false,
+            ended: false,
+        });
         true
     }
 
-    /// One system call says which sockets have news.
+    /// One system call says which sockets and processes have news.
     fn look(&mut self, out: &mut Vec<LinkEvent>) {
-        let mut fds: Vec<PollFd<'_>> = self
-            .links
-            .iter()
-            .map(|l| PollFd::new(&l.stream, PollFlags::IN | PollFlags::RDHUP))
-            .collect();
+        let mut fds: Vec<PollFd<'_>> = Vec::with_capacity(2 * self.links.len());
+        for l in self.links.iter().filter(|l| !l.ended) {
+            fds.push(PollFd::new(&l.stream, PollFlags::IN | PollFlags::RDHUP));
+            // A descriptor of a process is readable once that has ended.
+            fds.push(PollFd::new(l.process.as_ref().unwrap_or(&l.stream), PollFlags::IN));
+        }
         if fds.is_empty() {
             return;
         }
@@ -241,12 +253,19 @@ impl Links {
         if poll(&mut fds, Some(&none)).is_err() {
             return;
         }
-        let ended = PollFlags::HUP | PollFlags::RDHUP | PollFlags::ERR;
-        let news: Vec<bool> = fds.iter().map(|f| f.revents().intersects(ended)).collect();
-        for (l, ended) in self.links.iter_mut().zip(news) {
-            if ended && !l.broken {
-                l.broken = true;
+        let closed = PollFlags::HUP | PollFlags::RDHUP | PollFlags::ERR;
+        let news: Vec<(bool, bool)> = fds
+            .chunks_exact(2)
+            .map(|f| (f[0].revents().intersects(closed), f[1].revents().contains(PollFlags::IN)))
+            .collect();
+        for (l, (closed, ended)) in self.links.iter_mut().filter(|l| !l.ended).zip(news) {
+            let ended = ended && l.process.is_some();
+            if (closed || ended) && !std::mem::replace(&mut l.broken, true) {
                 out.push(LinkEvent::Broken(l.slot, l.incarnation));
+            }
+            if ended {
+                l.ended = true;
+                out.push(LinkEvent::Ended(l.slot, l.incarnation));
             }
         }
     }

@@ -122,6 +122,8 @@ const WAIT_AGE: u64 = 3_000_000_000;
 const SWEEP: u64 = 500_000_000;
 /// Most requests taken before the fabric is looked at again.
 const BATCH: usize = 32;
+/// Actions after which the clock is read again.
+const FEW: usize = 32;
 /// Most rounds of actions and what comes of them before rings and timers are looked at again: a
 /// rebuild on a fabric that completes at once would never end.
 const ROUNDS: usize = 64;
@@ -214,9 +216,20 @@ pub struct Service {
     changes: u64,
     rebuilt: Vec<(u8, u64, Vec<u16>)>,
     had_lease: bool,
+    /// Room for what the fabric has, between turns.
+    news: Vec<FabricEvent>,
+    /// The time when it was read last, in each turn of the fabric and of the timers.
+    now: u64,
     look_at: u64,
+    /// This thread's processor time at the last look, ns.
+    ran: u64,
     sweep_at: u64,
     ended: Option<String>,
+}
+
+fn cpu_ns() -> u64 {
+    let t = rustix::time::clock_gettime(rustix::time::ClockId::ThreadCPUTime);
+    (t.tv_sec as u64).saturating_mul(1_000_000_000).saturating_add(t.tv_nsec as u64)
 }
 
 fn fail(why: &dyn std::fmt::Display) -> ! {
@@ -333,7 +346,10 @@ impl Service {
             changes: 0,
             rebuilt: Vec::new(),
             had_lease: false,
+            news: Vec::new(),
+            now: exec::now_ns(),
             look_at: 0,
+            ran: 0,
             sweep_at: 0,
             ended: None,
             everyone,
@@ -348,13 +364,17 @@ impl Service {
             let mut worked = self.serve_rings();
             worked |= self.turn_fabric();
             self.timers();
-            worked |= self.turn_fabric();
+            if !self.actions.is_empty() {
+                worked |= self.turn_fabric();
+            }
             if let Some(why) = self.ended.take() {
                 return why;
             }
             if stop() {
                 return "stopped".into();
             }
+            // Whoever got an answer may have run, and asked again, already: a look is cheaper than a
+            // sleep that ends at once.
             if !worked {
                 self.sleep(bell);
             }
@@ -386,20 +406,34 @@ impl Service {
     // -- The engine ---------------------------------------------------------------------------
 
     fn step(&mut self, event: Event) {
-        let now = exec::now_ns();
+        self.step_at(exec::now_ns(), event);
+    }
+
+    /// As [`Service::step`], at a time read after the event was there: the lease is judged by it.
+    fn step_at(&mut self, now: u64, event: Event) {
         self.engine.handle(now, event, &mut self.scratch);
         self.actions.extend(self.scratch.drain(..));
     }
 
-    /// Carries out actions and hands what comes of them to the engine, until nothing is left or the
-    /// rings should be looked at again. Whether there was anything.
+    /// Carries out actions and hands what comes of them to the engine, until nothing is left or
+    /// the rings should be looked at again. Whether there was anything.
     fn turn_fabric(&mut self) -> bool {
         let mut worked = false;
-        let mut news = Vec::new();
+        let mut news = std::mem::take(&mut self.news);
         for _ in 0..ROUNDS {
-            while let Some(action) = self.actions.pop_front() {
+            for action in self.actions.iter().take(FEW) {
+                if let Action::Post { peer, chain, .. } = action {
+                    self.parts.network.announce(*peer, chain);
+                }
+            }
+            for done in 0.. {
+                let Some(action) = self.actions.pop_front() else { break };
                 worked = true;
-                self.renew_in_time();
+                // A rebuild or a takeover may keep this node busy for longer than a lease, and must not
+                // look like its death.
+                if done % FEW == FEW - 1 {
+                    self.renew_in_time(exec::now_ns());
+                }
                 self.carry_out(action);
             }
             self.flush();
@@ -407,15 +441,19 @@ impl Service {
                 let result = Err(FabricError::Unreachable);
                 self.step(Event::Completed { peer, token, result });
             }
-            self.parts.network.poll(exec::now_ns(), &mut news);
+            self.parts.network.poll(self.now, &mut news);
             if news.is_empty() && self.actions.is_empty() {
+                self.news = news;
                 return worked;
             }
+            self.now = exec::now_ns();
+            self.renew_in_time(self.now);
             for event in news.drain(..) {
                 worked = true;
                 self.fabric_event(event);
             }
         }
+        self.news = news;
         true
     }
 
@@ -429,7 +467,7 @@ impl Service {
                         self.renewed(until);
                     }
                 } else {
-                    self.step(Event::Completed { peer, token, result });
+                    self.step_at(self.now, Event::Completed { peer, token, result });
                 }
             }
             FabricEvent::Message { from, bytes } => {
@@ -450,7 +488,6 @@ impl Service {
     fn carry_out(&mut self, action: Action) {
         match action {
             Action::Post { peer, token, chain } => {
-                metrics::add("clustix_fabric_verbs_total", chain.len() as u64);
                 if peer == self.parts.slot {
                     return self.parts.network.post(peer, token, &chain);
                 }
@@ -542,7 +579,8 @@ impl Service {
 
     fn timers(&mut self) {
         let now = exec::now_ns();
-        self.renew_in_time();
+        self.now = now;
+        self.renew_in_time(now);
         let valid = self.lease.valid(now);
         if self.had_lease && !valid {
             eprintln!("ccache: the lease of node {} has run out", self.parts.slot);
@@ -586,10 +624,7 @@ impl Service {
         }
     }
 
-    /// Between two of many actions: a rebuild or a takeover may keep this node busy for longer than
-    /// a lease, and must not look like its death.
-    fn renew_in_time(&mut self) {
-        let now = exec::now_ns();
+    fn renew_in_time(&mut self, now: u64) {
         if now >= self.lease.next() {
             self.renew(now);
         }
@@ -623,7 +658,7 @@ impl Service {
         let mut news = Vec::new();
         self.parts.network.look(now, &mut news);
         let mut opinions = Vec::new();
-        for Broken { slot, incarnation } in news {
+        for Broken { slot, incarnation, ended } in news {
             let way = self.outboxes.get(usize::from(slot)).map(|o| o.way);
             let next = matches!(way, Some(Way::Opening(i)) if i != incarnation);
             if !next {
@@ -631,6 +666,9 @@ impl Service {
                 // no lease; only then is the death told.
                 self.parts.network.dead(slot);
                 self.close(slot);
+            }
+            if ended {
+                self.step(Event::Ended { peer: slot, incarnation });
             }
             opinions.extend(self.watch.broken(slot, incarnation));
         }
@@ -648,7 +686,11 @@ impl Service {
         let due = if due == 0 { now } else { due };
         let late = now.saturating_sub(due);
         if late > self.parts.config.timing.late() {
-            eprintln!("ccache: this node stood still: a timer was {} ms late", late / 1_000_000);
+            // Whether it was this thread's own work, or it was not run.
+            let (ms, ran) = (late / 1_000_000, cpu_ns().saturating_sub(self.ran) / 1_000_000);
+            eprintln!(
+                "ccache: this node stood still: a timer was {ms} ms late; it ran for {ran} ms since the last one"
+            );
             metrics::add("clustix_timer_late_total", 1);
         }
         opinions.extend(self.watch.tick(now, due));
@@ -669,6 +711,7 @@ impl Service {
                 }
             }
         }
+        self.ran = cpu_ns();
         let soon = self.parts.network.is_opening() || self.waiting_for_room();
         self.look_at = now + if soon { LOOK_SOON } else { LOOK };
     }
@@ -698,6 +741,7 @@ impl Service {
         metrics::set("clustix_waiters", self.waits.len() as u64);
         let s = self.engine.stats();
         for (name, value) in [
+            ("clustix_fabric_verbs_total", s.verbs_posted),
             ("clustix_engine_hits_total", s.hits),
             ("clustix_engine_misses_total", s.misses),
             ("clustix_engine_writes_total", s.writes),
@@ -784,6 +828,7 @@ impl Service {
 
     // -- Rings --------------------------------------------------------------------------------
 
+    /// Takes requests; whether there were any.
     fn serve_rings(&mut self) -> bool {
         for i in 0..BATCH {
             let Some(call) = self.parts.server.try_receive() else { return i > 0 };

@@ -11,6 +11,8 @@ use std::time::Duration;
 /// For each part of it, in emulated machines; the agent's bound for the whole, s.
 const LONG: Duration = Duration::from_secs(150);
 const BOUND: &str = "280";
+/// Of an even share of the puts of contended objects, what every node gets at least, %.
+const FEWEST: u64 = 66;
 
 #[test]
 fn what_operations_cost_over_rdma() -> Result<()> {
@@ -35,6 +37,9 @@ fn what_operations_cost_over_rdma() -> Result<()> {
     }
     for _ in 0..2 {
         nodes[0].wait_for("all answered", LONG)?;
+        let line = nodes[0].wait_for("the node with the fewest puts has", LONG)?;
+        let part = line.split(' ').rev().find_map(|w| w.parse::<u64>().ok());
+        ensure!(part.is_some_and(|p| p >= FEWEST), "they do not come by turns: {line}");
     }
     nodes[0].wait_for("done", LONG)?;
     for mut node in nodes {

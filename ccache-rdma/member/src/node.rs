@@ -101,12 +101,12 @@ const MAX_PENDING: usize = 4_096;
 /// milliseconds.
 mod times {
     /// Raft's heartbeats, and bounds of its election time-outs.
-    pub const HEARTBEAT: u64 = 50;
-    pub const ELECTION_MIN: u64 = 150;
-    pub const ELECTION_MAX: u64 = 300;
+    pub const HEARTBEAT: u64 = 40;
+    pub const ELECTION_MIN: u64 = 120;
+    pub const ELECTION_MAX: u64 = 200;
     /// How long after a leader's death the others grant votes again: the longest election time-out,
     /// and a little.
-    pub const LEADER_LEASE: u64 = 320;
+    pub const LEADER_LEASE: u64 = 215;
     /// Suspicions, copies and wishes are told again after this.
     pub const REPEAT: u64 = 100;
     /// A call to another member is given up after this.

@@ -39,6 +39,10 @@ pub fn plan(bug: Bug, seed: u64) -> Plan {
             let faults = vec![Fault::Isolation, Fault::Pause, Fault::Isolation];
             Plan { faults, ..plan }
         }
+        Bug::EndedBefore => {
+            let faults = vec![Fault::Crash, Fault::Return, Fault::Suspicion, Fault::Suspicion];
+            Plan { faults, nodes: 5, notices: true, ..plan }
+        }
         Bug::NoLeaseWait => {
             Plan { faults: vec![Fault::Suspicion, Fault::Suspicion], nodes: 5, ..plan }
         }

@@ -342,9 +342,12 @@ impl Cluster {
         self.nodes[at].alive = false;
         self.net.borrow_mut().kill(self.nodes[at].port());
         if self.notices {
-            for n in self.nodes.iter_mut().filter(|n| n.alive) {
-                if !self.net.borrow().is_cut(n.slot, slot) {
-                    n.link_broke(slot, incarnation);
+            for to in 0..self.nodes.len() {
+                let n = &mut self.nodes[to];
+                if n.alive && !self.net.borrow().is_cut(n.slot, slot) {
+                    let (now, mut news) = (self.net.borrow().now, Vec::new());
+                    n.link_broke(now, slot, incarnation, &mut news);
+                    self.hear(to, news);
                 }
             }
         }

@@ -16,6 +16,7 @@ pub mod bugs;
 pub mod check;
 pub mod clock;
 pub mod cluster;
+pub mod contention;
 pub mod fabric;
 pub mod history;
 pub mod membership;

@@ -12,7 +12,7 @@ use clustix_ccache::layout::{RegionId, control};
 use clustix_ccache::lease::{Lease, Opinion, Timing, Watch};
 use clustix_ccache::view::{Member, View};
 use std::cell::RefCell;
-use std::collections::{BTreeMap, BTreeSet, VecDeque};
+use std::collections::{BTreeMap, VecDeque};
 use std::rc::Rc;
 
 /// How often peers' heartbeats are looked at, ns.
@@ -65,8 +65,6 @@ pub struct Node {
     pub views: usize,
     /// Whom it takes for dead, by incarnation.
     pub suspected: BTreeMap<u8, u64>,
-    /// Peers that cannot be reached again in this view, whatever their heartbeats say.
-    broken: BTreeSet<u8>,
     fabric: SimFabric,
     watch: Watch,
     view: View,
@@ -93,7 +91,6 @@ impl Node {
             turn_at: net.borrow().now,
             views,
             suspected: BTreeMap::new(),
-            broken: BTreeSet::new(),
             watch: Watch::new(timing),
             view: View::default(),
             outboxes: BTreeMap::new(),
@@ -180,7 +177,6 @@ impl Node {
         self.watch.install(local, self.slot, members);
         let stays = |s: &u8, i: &u64| view.member(*s).is_some_and(|m| m.incarnation == *i);
         self.suspected.retain(|s, i| stays(s, i));
-        self.broken.retain(|s| self.suspected.contains_key(s));
         self.feed(now, Event::View(view.clone()), news);
         self.renew(now, news);
         self.look_at = 0;
@@ -208,9 +204,10 @@ impl Node {
     }
 
     /// The shell has noticed that a peer's process ended.
-    pub fn link_broke(&mut self, slot: u8, incarnation: u64) {
-        let news = self.watch.broken(slot, incarnation);
-        self.opinion(news);
+    pub fn link_broke(&mut self, now: u64, slot: u8, incarnation: u64, news: &mut Vec<News>) {
+        self.feed(now, Event::Ended { peer: slot, incarnation }, news);
+        let opinion = self.watch.broken(slot, incarnation);
+        self.opinion(opinion);
     }
 
     fn opinion(&mut self, opinion: Option<Opinion>) {
@@ -218,10 +215,8 @@ impl Node {
             Some(Opinion::Suspect(slot, incarnation)) => {
                 self.suspected.insert(slot, incarnation);
             }
-            Some(Opinion::Trust(slot, _)) if !self.broken.contains(&slot) => {
-                self.suspected.remove(&slot);
-            }
-            _ => {}
+            Some(Opinion::Trust(slot, _)) => drop(self.suspected.remove(&slot)),
+            None => {}
         }
     }
 
@@ -292,8 +287,8 @@ impl Node {
         }
         for peer in net.borrow_mut().take_broken(self.fabric.port()) {
             if let Some(m) = self.view.member(peer) {
-                self.broken.insert(peer);
-                self.suspected.insert(peer, m.incarnation);
+                let opinion = self.watch.broken(peer, m.incarnation);
+                self.opinion(opinion);
             }
         }
         self.flush(now, net, news);

@@ -4,6 +4,8 @@
 
 use clustix_ccache::engine::Bug;
 use clustix_sim::bugs::plan;
+use clustix_sim::cluster::Cluster;
+use clustix_sim::contention::{OVERTAKEN, READ_OVERTAKEN, contend, wire};
 use clustix_sim::plan::Plan;
 use clustix_sim::seeds::many;
 
@@ -27,4 +29,24 @@ fn every_put_back_bug_is_caught() {
         assert!(sum.failure.is_none(), "without {name}: {:?}", sum.failure);
     }
     assert!(missed.is_empty(), "not caught: {missed:?}");
+}
+
+/// Nothing that is told is wrong without turns, but writers and readers starve (rules 44 and 45).
+#[test]
+fn without_turns_some_starve() {
+    let (mut overtaken, mut read_overtaken) = (0, 0);
+    for seed in 0..30 {
+        for reader in [false, true] {
+            let mut c = Cluster::with_wire(seed, 3, wire(seed));
+            c.put_back(Some(Bug::NoTurns));
+            assert!(c.run_until_quiet(200_000), "{}", c.describe());
+            let found = contend(&mut c, 3, reader, None);
+            overtaken = overtaken.max(found.overtaken);
+            read_overtaken = read_overtaken.max(found.read_overtaken);
+        }
+    }
+    println!(
+        "no-turns: a write overtaken {overtaken} times by one node, a read {read_overtaken} times"
+    );
+    assert!(overtaken > OVERTAKEN && read_overtaken > READ_OVERTAKEN);
 }

@@ -23,6 +23,8 @@ pub enum Bug {
     LeaseOnHitsOnly,
     /// Rule 13: nobody waits for the lease of the evicted.
     NoLeaseWait,
+    /// Rule 40: whose earlier incarnation has ended passes for ended.
+    EndedBefore,
     /// Rule 13: one survivor does not revoke the evicted.
     PartialRevoke,
     /// Rule 16: a survivor confirms while verbs of its own are under way.
@@ -42,6 +44,9 @@ pub enum Bug {
     ReplayFromOneRecord,
     /// Rule 32: the copier copies although it did not get the word.
     CopierIgnoresSwap,
+    /// Rule 44: who has just written does not let those come first who wait. Nothing that was told is wrong
+    /// then, so it is not one of [`Bug::ALL`]: the simulator's contention shows it.
+    NoTurns,
     /// Rule 32: the copier leaves what a write that came to nothing left in the new copy.
     LeftoverHalf,
 }
@@ -49,7 +54,7 @@ pub enum Bug {
 impl Bug {
     /// All, with their names on the command line.
     #[cfg(feature = "put-back-bugs")]
-    pub const ALL: [(&str, Bug); 17] = [
+    pub const ALL: [(&str, Bug); 18] = [
         ("unbounded-counts", Bug::UnboundedCounts),
         ("steal-kept", Bug::StealKept),
         ("read-while-writing", Bug::ReadWhileWriting),
@@ -57,6 +62,7 @@ impl Bug {
         ("early-acknowledgement", Bug::EarlyAcknowledgement),
         ("lease-on-hits-only", Bug::LeaseOnHitsOnly),
         ("no-lease-wait", Bug::NoLeaseWait),
+        ("ended-before", Bug::EndedBefore),
         ("partial-revoke", Bug::PartialRevoke),
         ("no-drain", Bug::NoDrain),
         ("counts-cleared", Bug::CountsCleared),

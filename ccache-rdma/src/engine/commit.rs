@@ -253,6 +253,7 @@ impl Engine {
                     o.guess = Some(Word(taken.0.wrapping_add(add)));
                     o.grab = None;
                     o.kept = None;
+                    o.turn.end(item.version, self.now);
                 }
                 add
             };
@@ -263,6 +264,7 @@ impl Engine {
             } else {
                 self.post_unwaited(primary, chain);
             }
+            self.tell_waiters(w.items[i].name);
         }
         if let Some(index) = w.record.take() {
             self.free_record(index);

@@ -44,6 +44,10 @@ pub(crate) struct Get {
     registered: bool,
     own_count: u8,
     head: Option<Head>,
+    /// Low bits of the version that the first look at the slot showed.
+    first: Option<u64>,
+    /// What is being read has a next write in progress.
+    passing: bool,
 }
 
 impl Get {
@@ -62,6 +66,8 @@ impl Get {
             registered: false,
             own_count: 0,
             head: None,
+            first: None,
+            passing: false,
         }
     }
     fn key(&self) -> SlotKey {
@@ -311,7 +317,7 @@ impl Engine {
                 o.slot = None;
             }
             g.relocations += 1;
-            g.registered = false;
+            (g.registered, g.first) = (false, None);
             match g.candidates.pop() {
                 Some(slot) if !g.remembered => {
                     g.slot = slot;
@@ -330,7 +336,10 @@ impl Engine {
             o.slot = Some(g.slot);
         }
         g.stage = Stage::Post;
-        if word.writing() && !self.bug(Bug::ReadWhileWriting) {
+        // Rule 45: a version that came since the first look was the newest at some moment of this read.
+        let first = *g.first.get_or_insert(word.version_low());
+        g.passing = word.writing() && !self.bug(Bug::ReadWhileWriting);
+        if g.passing && (first == word.version_low() || self.bug(Bug::NoTurns)) {
             return Some(self.poll_again(op, g));
         }
         let replica = self.replica_of(g.name);
@@ -385,7 +394,7 @@ impl Engine {
         if !self.serving() {
             return self.end_get(op, g, Err(CacheError::NoQuorum));
         }
-        if g.own_count >= 1 {
+        if g.own_count >= 1 && !g.passing {
             let fact = Fact { version: head.version, c0: g.c0, epoch: g.epoch, kept: false };
             let place = g.set.payload(g.name.shard(), g.slot, head.version);
             let payload = if self.replica_of(g.name) {
@@ -411,6 +420,7 @@ impl Engine {
         g.registered = false;
         g.added = false;
         g.remembered = false;
+        g.first = None;
         self.start_over(op);
         true
     }

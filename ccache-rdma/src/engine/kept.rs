@@ -4,7 +4,7 @@
 
 use super::Engine;
 use super::message::Message;
-use super::op::Op;
+use super::op::{Object, Op};
 use super::write::Write;
 use crate::fabric::{Address, Verb};
 use crate::layout::{self, control};
@@ -38,6 +38,19 @@ pub(crate) struct Asked {
     of: Vec<(Name, Option<u8>, u64)>,
 }
 
+impl Asked {
+    /// Whether a word's holder has not been asked for this version of it yet; from here on it has.
+    pub(crate) fn once(&mut self, name: Name, word: Word) -> bool {
+        let holder = (name, word.holder(), word.version_low());
+        let new = !self.of.contains(&holder);
+        if new {
+            self.of.retain(|(n, ..)| *n != name);
+            self.of.push(holder);
+        }
+        new
+    }
+}
+
 /// How many more writes of an object do not keep its word: most objects are written once, and those that
 /// several nodes write by turns are better given back at once.
 #[derive(Clone, Copy, Debug)]
@@ -60,7 +73,7 @@ impl Engine {
     /// Whether a write that is being committed keeps its word.
     pub(crate) fn keeps(&mut self, name: Name) -> bool {
         let Some(o) = self.objects.get_mut(&name) else { return false };
-        if o.kept.is_some_and(|k| k.wanted) {
+        if o.turn.owes() || o.kept.is_some_and(|k| k.wanted) {
             return false;
         }
         let reluctance = o.reluctance.0;
@@ -70,7 +83,9 @@ impl Engine {
 
     /// A write has ended and kept the word.
     pub(crate) fn keep(&mut self, name: Name, version: u64) {
+        let now = self.now;
         let Some(o) = self.objects.get_mut(&name) else { return };
+        o.turn.end(version, now);
         let had = o.kept.replace(Kept { version, writing: false, wanted: false }).is_some();
         o.guess = None;
         o.grab = None;
@@ -113,13 +128,18 @@ impl Engine {
         self.post_unwaited(primary, vec![Verb::FetchAdd { at, add }]);
     }
 
-    /// Another node wants an object that this one may keep.
-    pub(crate) fn give_back_asked(&mut self, name: Name) {
+    /// Another node wants an object that this one may keep, or writes.
+    pub(crate) fn give_back_asked(&mut self, name: Name, from: u8) {
         let Some(o) = self.objects.get_mut(&name) else { return };
+        o.turn.ask(from);
+        o.reluctance = Reluctance(ASKED);
+        let writes = o.turn.writes;
         if o.kept.is_some() {
-            o.reluctance = Reluctance(ASKED);
             self.stats.given_back += 1;
             self.give_back(name);
+        }
+        if !writes {
+            self.send(from, &Message::Ended { name });
         }
     }
 
@@ -146,7 +166,7 @@ impl Engine {
         }
     }
 
-    fn ask_one(&mut self, name: Name, word: Word) {
+    pub(super) fn ask_one(&mut self, name: Name, word: Word) {
         match word.holder() {
             Some(h) if h == self.config.node => self.give_back(name),
             Some(h) if self.view.member(h).is_some() => {
@@ -158,20 +178,25 @@ impl Engine {
 
     /// A write that set W on words that it kept has changed nothing: they stay kept.
     pub(crate) fn still_kept(&mut self, name: Name) {
-        let Some(kept) = self.objects.get_mut(&name).and_then(|o| o.kept.as_mut()) else { return };
-        kept.writing = false;
+        let Some(Object { kept: Some(kept), turn, .. }) = self.objects.get_mut(&name) else {
+            return;
+        };
+        (kept.writing, turn.writes) = (false, false);
         if kept.wanted {
             self.give_back(name);
         }
+        self.tell_waiters(name);
     }
 
     /// Whether this node holds the word of an object that a write wants, with W = 0; from here on W is
     /// as good as set.
     pub(crate) fn begin_kept(&mut self, name: Name) -> bool {
-        let Some(kept) = self.objects.get_mut(&name).and_then(|o| o.kept.as_mut()) else {
+        let now = self.now;
+        let Some(Object { kept: Some(kept), turn, .. }) = self.objects.get_mut(&name) else {
             return false;
         };
         kept.writing = true;
+        turn.begin(now);
         true
     }
 

@@ -56,6 +56,8 @@ pub(crate) enum Message {
     Notify { name: Name },
     /// To the holder of a word: another node waits for it (rule 12). A hint.
     GiveBack { name: Name },
+    /// The sender has ended its write of an object for which the receiver waits.
+    Ended { name: Name },
     /// A survivor has reached this step of the change to the view with this epoch.
     Confirm {
         epoch: u64,

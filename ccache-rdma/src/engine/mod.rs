@@ -31,6 +31,7 @@ mod replay;
 mod resolve;
 mod restore;
 mod slots;
+mod turn;
 mod wait;
 mod write;
 
@@ -128,6 +129,13 @@ pub enum Event {
     },
     /// What [`Action::Connect`] asked for is done: chains and messages reach that member.
     Connected {
+        /// Its slot.
+        peer: u8,
+        /// Its incarnation.
+        incarnation: u64,
+    },
+    /// That incarnation's process has ended, for certain: it has renewed its lease for the last time.
+    Ended {
         /// Its slot.
         peer: u8,
         /// Its incarnation.
@@ -249,6 +257,8 @@ pub struct Engine {
     affected: ShardSet,
     /// By slot: the incarnation asked for, and whether it is connected.
     connected: [Option<(u64, bool)>; MAX_NODES],
+    /// By slot: the last incarnation that is known to have ended, and when this node knew, ns.
+    ended: [Option<(u64, u64)>; MAX_NODES],
     ops: Ops,
     ready: VecDeque<OpId>,
     timers: BinaryHeap<Reverse<(u64, OpId)>>,
@@ -301,6 +311,7 @@ impl Engine {
             frozen: true,
             affected: ShardSet::none(),
             connected: [None; MAX_NODES],
+            ended: [None; MAX_NODES],
             ops: Ops::default(),
             ready: VecDeque::new(),
             timers: BinaryHeap::new(),
@@ -405,6 +416,7 @@ impl Engine {
             Event::Message { from, bytes } => self.message(from, bytes),
             Event::Revoked { peer } => self.revoked(peer),
             Event::Connected { peer, incarnation } => self.peer_connected(peer, incarnation),
+            Event::Ended { peer, incarnation } => self.peer_ended(peer, incarnation),
             Event::View(view) => self.install(view),
             Event::Lease { until } => {
                 self.lease_until = self.lease_until.max(until);
@@ -497,7 +509,8 @@ impl Engine {
                 self.allocate(name, len, Asker { node: from, ticket });
             }
             Message::Free { name, slot } => self.free_hint(name, slot),
-            Message::GiveBack { name } => self.give_back_asked(name),
+            Message::GiveBack { name } => self.give_back_asked(name, from),
+            Message::Ended { name } => self.look_now(name),
             Message::Watch { ticket, name } => self.watch_asked(from, ticket, name),
             Message::Changed { name } => self.notify(name),
             Message::Confirm { .. } => {}

@@ -9,6 +9,7 @@ use super::primary::{Free, Mark};
 use super::rebuild::Rebuild;
 use super::recovery::Recovery;
 use super::restore::Restore;
+use super::turn::Turn;
 use super::wait::Wait;
 use super::write::Write;
 use super::{Action, ClientId, Engine, RequestId};
@@ -209,6 +210,8 @@ pub(crate) struct Object {
     pub(crate) grab: Option<Grab>,
     /// This node holds the word since its last write.
     pub(crate) kept: Option<Kept>,
+    /// Whom this node lets come first.
+    pub(crate) turn: Turn,
     /// Writes that do not keep the word yet.
     pub(crate) reluctance: Reluctance,
 }

@@ -48,6 +48,8 @@ pub(crate) struct Change {
     /// Shards whose primary changed, nodes that went, since this node was last settled.
     affected: ShardSet,
     gone: Slots,
+    /// The gone, as far as this node has seen them go.
+    went: Vec<(u8, u64)>,
     /// When the leases of the gone are over, ns.
     lease_over: Option<u64>,
     work: Option<OpId>,
@@ -85,14 +87,14 @@ impl Engine {
         }
         let me = self.config.node;
         let old = std::mem::replace(&mut self.view, view);
-        let (mut affected, mut gone, mut revoking) = match self.change.take() {
+        let (mut affected, mut gone, mut went, mut revoking) = match self.change.take() {
             Some(c) => {
                 if let Some(work) = c.work {
                     self.cancel(work);
                 }
-                (c.affected, c.gone, c.revoking)
+                (c.affected, c.gone, c.went, c.revoking)
             }
-            None => (ShardSet::none(), Slots::NONE, Slots::NONE),
+            None => (ShardSet::none(), Slots::NONE, Vec::new(), Slots::NONE),
         };
         self.frozen = true;
         self.arena.set_control(control::VIEW_EPOCH, self.view.epoch);
@@ -112,6 +114,7 @@ impl Engine {
             let stays = self.view.member(m.slot).is_some_and(|n| n.incarnation == m.incarnation);
             if !stays {
                 gone = gone.with(m.slot);
+                went.push((m.slot, m.incarnation));
                 self.connected[usize::from(m.slot)] = None;
                 if self.bug(Bug::PartialRevoke) && self.view.members[0].slot == me {
                     continue;
@@ -126,6 +129,7 @@ impl Engine {
             revoking,
             affected,
             gone,
+            went,
             lease_over: None,
             work: None,
             times: Times { view: self.now, ..Times::default() },
@@ -167,6 +171,14 @@ impl Engine {
         }
         self.connect_members();
         self.advance_change();
+    }
+
+    pub(crate) fn peer_ended(&mut self, peer: u8, incarnation: u64) {
+        if let Some(ended) = self.ended.get_mut(usize::from(peer))
+            && ended.is_none_or(|(i, _)| i < incarnation)
+        {
+            *ended = Some((incarnation, self.now));
+        }
     }
 
     pub(crate) fn peer_connected(&mut self, peer: u8, incarnation: u64) {
@@ -314,6 +326,7 @@ impl Engine {
     /// All members are drained: what any of them knows to have changed, all take as changed.
     fn drop_affected(&mut self) {
         let (no_wait, keep) = (self.bug(Bug::NoLeaseWait), self.bug(Bug::CachesKept));
+        let any = self.bug(Bug::EndedBefore);
         let Some(c) = &mut self.change else { return };
         for peer in self.view.slots().without(self.config.node).iter() {
             c.affected.union(&self.confirms[usize::from(peer)].affected);
@@ -329,8 +342,17 @@ impl Engine {
                 c.gone = c.gone.union(said.gone);
             }
         }
-        // Nobody can complete a renewal with the gone any more; the last may have just been sent.
-        let over = self.now + self.config.timing.over_by();
+        // Nobody completes a renewal for the gone any more, and the last may have just been sent; or, where
+        // all of them are known to have ended, it had been by then.
+        let seen: Slots = c.went.iter().map(|(slot, _)| *slot).collect();
+        let known = |(slot, incarnation): &(u8, u64)| {
+            let ended = self.ended.get(usize::from(*slot)).copied().flatten();
+            ended.filter(|(i, _)| any || i == incarnation).map(|(_, at)| at)
+        };
+        let ended: Option<Vec<u64>> = c.went.iter().map(known).collect();
+        let ended = ended.filter(|_| last == self.settled_in && c.gone == seen);
+        let last_renewal = ended.and_then(|at| at.into_iter().max()).unwrap_or(self.now);
+        let over = last_renewal + self.config.timing.over_by();
         c.times.drained = self.now;
         c.times.gone = !c.gone.is_empty();
         c.lease_over = (!c.gone.is_empty() && !no_wait).then_some(over);

@@ -283,7 +283,9 @@ impl Engine {
             if let Some(o) = self.objects.get_mut(&item.name) {
                 o.guess = Some(Word(word.0.wrapping_add(add)));
                 o.grab = None;
+                o.turn.writes = false;
             }
+            self.tell_waiters(item.name);
         }
     }
 
@@ -328,7 +330,9 @@ impl Engine {
             item.found = Found::Known;
             if item.slot.is_some() {
                 // Who writes again what others wait for looks at it first: they come before it.
-                item.guess = known.filter(|o| !o.reluctance.was_asked()).and_then(|o| o.guess);
+                item.guess = known
+                    .filter(|o| !o.reluctance.was_asked() && !o.turn.owes())
+                    .and_then(|o| o.guess);
             } else if primary != self.config.node {
                 let chain = Engine::read_windows(item.name, item.set, false);
                 self.post(op, i as u16, primary, chain);
@@ -476,8 +480,12 @@ impl Engine {
             item.taken = Some(self.taken_from(word));
         } else {
             w.stage = Stage::Take;
-            if word.is_idle() || self.steals(word) {
+            let name = item.name;
+            item.guess = self.expected(name, word);
+            if self.steals(word) {
                 item.guess = Some(word);
+            }
+            if item.guess == Some(word) {
                 return None;
             }
             if Header::decode(as_bytes(outcomes.get(1))).bound != item.name {
@@ -485,13 +493,15 @@ impl Engine {
                 return Some(self.relocate(op, w));
             }
             // Polled by a CAS from what it will be: who waits is not overtaken between look and CAS.
-            item.guess = word.next_idle();
-            let name = item.name;
+            let pause = self.ask_writer(op, name, word);
             self.ask_back(op, &[(name, word)]);
             if self.now.saturating_sub(op.began) > PATIENCE {
                 return Some(self.refuse(op, w, CacheError::Busy));
             }
-            return Some(self.back_off(op));
+            return Some(match pause {
+                Some(pause) => self.sleep_until(op, self.now + pause),
+                None => self.back_off(op),
+            });
         }
         (op.polls, op.asked) = (0, Asked::default());
         let header = Header::decode(as_bytes(outcomes.get(1)));
@@ -503,6 +513,9 @@ impl Engine {
         if let Some(o) = self.objects.get_mut(&name) {
             o.slot = item.slot;
             o.guess = None;
+            if !item.kept {
+                o.turn.take(self.now);
+            }
         }
         let head = header.current(word);
         let exists = head.is_some_and(|h| h.name == name && !h.tombstone);

@@ -139,6 +139,12 @@ pub enum FabricEvent {
 
 /// One node's end of the fabric.
 pub trait Fabric {
+    /// A chain will be posted to `peer` soon, after others: a fabric whose poster acts in memory itself can
+    /// ask for it meanwhile. Changes nothing.
+    fn announce(&self, peer: u8, chain: &[Verb]) {
+        let _ = (peer, chain);
+    }
+
     /// Posts a chain. It ends in exactly one [`FabricEvent::Completed`], at a later
     /// [`Fabric::poll`]. `peer` may be this node itself (loopback).
     fn post(&mut self, peer: u8, token: Token, chain: &[Verb]);

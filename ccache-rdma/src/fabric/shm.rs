@@ -17,6 +17,8 @@ use std::sync::atomic::{AtomicU64, Ordering, fence};
 const PIECE: usize = 4096;
 /// How long a revoke waits for a live peer to leave, ns, before it says that it is stuck.
 const REVOKE_BOUND: u64 = 20_000_000;
+/// Bytes of a verb that are asked for ahead: what follows the processor sees for itself.
+const ANNOUNCED: usize = 512;
 /// Most messages taken from one mailbox at one poll, so that no peer starves the others.
 const MESSAGES_PER_POLL: usize = 64;
 
@@ -279,6 +281,19 @@ fn check(arena: &Arena, at: Address, len: usize) -> Result<(), FabricError> {
 }
 
 impl Fabric for ShmFabric {
+    fn announce(&self, peer: u8, chain: &[Verb]) {
+        let Ok((arena, _)) = self.target(peer) else { return };
+        for verb in chain {
+            let (at, len) = match verb {
+                Verb::Read { at, len } | Verb::Write { at, len, .. } => (at, *len as usize),
+                Verb::WriteWord { at, .. }
+                | Verb::CompareSwap { at, .. }
+                | Verb::FetchAdd { at, .. } => (at, 8),
+            };
+            arena.region(at.region).prefetch(at.offset as usize, len.min(ANNOUNCED));
+        }
+    }
+
     fn post(&mut self, peer: u8, token: Token, chain: &[Verb]) {
         let result = self.act_all(peer, chain);
         self.done.push(FabricEvent::Completed { peer, token, result });

@@ -17,6 +17,8 @@ pub struct Broken {
     pub slot: u8,
     /// Start of its kernel process.
     pub incarnation: u64,
+    /// Whether its ccache's process has ended, for certain.
+    pub ended: bool,
 }
 
 /// A fabric and the ways to its peers.

@@ -37,6 +37,9 @@ impl ShmNetwork {
 }
 
 impl Fabric for ShmNetwork {
+    fn announce(&self, peer: u8, chain: &[Verb]) {
+        self.fabric.announce(peer, chain);
+    }
     fn post(&mut self, peer: u8, token: Token, chain: &[Verb]) {
         self.fabric.post(peer, token, chain);
     }
@@ -74,7 +77,10 @@ impl Network for ShmNetwork {
         self.links.poll(now, &mut news);
         broken.extend(news.into_iter().filter_map(|event| match event {
             LinkEvent::Up(..) => None,
-            LinkEvent::Broken(slot, incarnation) => Some(Broken { slot, incarnation }),
+            LinkEvent::Broken(slot, incarnation) => {
+                Some(Broken { slot, incarnation, ended: false })
+            }
+            LinkEvent::Ended(slot, incarnation) => Some(Broken { slot, incarnation, ended: true }),
         }));
     }
 

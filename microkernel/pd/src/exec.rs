@@ -121,6 +121,23 @@ fn sleep() {
             }
             return;
         }
+        if let [waiter] = p.waiters[..] {
+            // The older call, which is quicker for one word. (FUTEX_WAIT_BITSET takes an absolute time.)
+            // SAFETY: `ts` outlives the call; the kernel checks the word's address itself and answers
+            // EFAULT for a bad one, which only costs another poll pass.
+            unsafe {
+                libc::syscall(
+                    libc::SYS_futex,
+                    waiter.uaddr,
+                    libc::FUTEX_WAIT_BITSET,
+                    waiter.val as u32,
+                    &ts,
+                    std::ptr::null::<u32>(),
+                    libc::FUTEX_BITSET_MATCH_ANY,
+                );
+            }
+            return;
+        }
         // SAFETY: `waiters` and `ts` outlive the call; the kernel checks the words' addresses
         // itself and answers EFAULT for a bad one, which only costs another poll pass.
         unsafe {

@@ -111,10 +111,14 @@ fn contend(shell: &mut Shell, meeting: &mut Meeting, objects: u16, usual: f64) {
         c.handled
     );
     print("all", &contended);
+    let mut fewest = usize::MAX;
     for (node, line) in lines.iter().enumerate() {
         let one = parsed(std::slice::from_ref(line));
+        fewest = fewest.min(one.len());
         print(&format!("by node {node}, {} puts", one.len()), &one);
     }
+    let part = fewest * usize::from(NODES) * 100 / contended.len().max(1);
+    println!("contention: the node with the fewest puts has {part} % of an even share");
     let times = at(&contended, 1.0) / usual.max(f64::MIN_POSITIVE);
     let met = if times <= BAR { "met" } else { "missed" };
     println!("contention: worst is {times:.1} times the undisturbed p50; bar {BAR}: {met}");

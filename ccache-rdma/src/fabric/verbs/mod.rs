@@ -314,7 +314,7 @@ impl VerbsFabric {
         if open {
             eprintln!("verbs: the connection to node {slot} is broken: {why}");
             metrics::add("clustix_verbs_broken_total", 1);
-            self.broken.push(Broken { slot, incarnation });
+            self.broken.push(Broken { slot, incarnation, ended: false });
             if let Some(peer) = self.peer(slot) {
                 peer.ended = Some(incarnation);
             }
