@@ -154,11 +154,26 @@ pub fn linearizable(start: u64, history: &[Record]) -> Result<(), String> {
             let late = (known..all.len())
                 .filter(|i| all[*i].begin < limit && !point.is_done(*i, known))
                 .filter(seen_next);
+            // What overwrites everything and is never seen may as well come right before the next that
+            // overwrites everything, in any order: they are done along with it, or all of them at once.
+            let blind = |i: &usize| matches!(all[*i].act, Act::Set(v) if !used.contains(&v));
+            let (unseen, mut rest): (Vec<usize>, Vec<usize>) =
+                enabled.iter().copied().partition(blind);
+            // What is answered first is tried first: most things take effect in that order.
+            rest.sort_by_key(|i| std::cmp::Reverse(all[*i].end));
+            let along = |point: &Point| {
+                unseen.iter().fold(point.clone(), |p, i| p.with(*i, p.state, known))
+            };
+            if let Some(Act::Set(v)) = unseen.first().map(|i| all[*i].act) {
+                open.push(Point { state: v, ..along(&point) });
+            }
             // Unknown ones are tried last.
-            let order: Vec<usize> = late.chain(enabled.iter().copied().rev()).collect();
+            let order: Vec<usize> = late.chain(rest.iter().copied()).collect();
             for i in order {
                 if let Some(state) = apply(point.state, all[i].act) {
-                    open.push(point.with(i, state, known));
+                    let overwrites = matches!(all[i].act, Act::Set(_));
+                    let before = if overwrites { along(&point) } else { point.clone() };
+                    open.push(before.with(i, state, known));
                 }
             }
         }
@@ -199,6 +214,29 @@ mod tests {
         assert!(linearizable(0, &again).is_err());
         let early = [r(Act::Read(7), 1, 2), Record { begin: 3, ..unknown }];
         assert!(linearizable(0, &early).is_err(), "before it was asked for");
+    }
+
+    #[test]
+    fn writes_that_nobody_saw_are_no_matter() {
+        // All at once, and what was seen of them is the first and the last in the order of asking.
+        let mut all: Vec<Record> = (1..=40u64).map(|v| r(Act::Set(v), v, 1_000 + v)).collect();
+        all.push(r(Act::Read(1), 500, 501));
+        all.push(r(Act::Read(40), 502, 503));
+        all.push(r(Act::Read(1), 50, 51));
+        assert!(linearizable(0, &all).is_ok());
+        all.push(r(Act::Read(1), 504, 505));
+        assert!(linearizable(0, &all).is_err(), "seen, overwritten, and seen again");
+        let last = [r(Act::Set(5), 1, 2), r(Act::Read(0), 3, 4)];
+        assert!(linearizable(0, &last).is_err(), "overwritten by what nobody saw");
+    }
+
+    #[test]
+    fn many_writes_at_once_are_quick() {
+        // Answered in another order than asked for, each read back at once.
+        let end = |v: u64| 1_000 + 10 * ((v * 17) % 41);
+        let mut all: Vec<Record> = (1..=40u64).map(|v| r(Act::Set(v), v, end(v))).collect();
+        all.extend((1..=40u64).map(|v| r(Act::Read(v), end(v) + 1, end(v) + 2)));
+        assert!(linearizable(0, &all).is_ok());
     }
 
     #[test]
