@@ -61,6 +61,12 @@ impl Node {
     fn feed(&mut self, now: u64, event: Event) {
         let mut actions = std::mem::take(&mut self.actions);
         self.engine.handle(now, event, &mut actions);
+        // As the service does.
+        for action in &actions {
+            if let Action::Post { peer, chain, .. } = action {
+                self.fabric.announce(*peer, chain);
+            }
+        }
         for action in actions.drain(..) {
             match action {
                 Action::Post { peer, token, chain } => {

@@ -47,6 +47,8 @@ pub struct ShmFabric {
     rung: Option<u32>,
     revoking: Vec<Revoking>,
     done: Vec<FabricEvent>,
+    /// Chains have acted since the last fence behind them.
+    acted: bool,
 }
 
 /// What a gate says that lets `incarnation` in.
@@ -67,6 +69,7 @@ impl ShmFabric {
             rung: None,
             revoking: Vec::new(),
             done: Vec::new(),
+            acted: false,
         }
     }
 
@@ -159,11 +162,18 @@ impl ShmFabric {
         let (arena, gated) = self.target(peer)?;
         let bytes: usize = chain.iter().map(bytes).sum();
         let whole = bytes <= PIECE;
-        let all = || chain.iter().map(|verb| self.act(arena, gated && !whole, verb)).collect();
-        let result = if whole { self.through(arena, gated, all)? } else { all() };
-        // What was written is seen before anything that this node reads once it is told "done".
-        fence(Ordering::SeqCst);
-        result
+        if !gated && self.acted {
+            // The order of chains to one node; where there is a gate, its fence keeps it.
+            fence(Ordering::SeqCst);
+        }
+        let all = || {
+            let mut outcomes = Vec::with_capacity(chain.len());
+            for verb in chain {
+                outcomes.push(self.act(arena, gated && !whole, verb)?);
+            }
+            Ok(outcomes)
+        };
+        if whole { self.through(arena, gated, all)? } else { all() }
     }
 
     fn act(&self, arena: &Arena, gated: bool, verb: &Verb) -> Result<Outcome, FabricError> {
@@ -296,6 +306,7 @@ impl Fabric for ShmFabric {
 
     fn post(&mut self, peer: u8, token: Token, chain: &[Verb]) {
         let result = self.act_all(peer, chain);
+        self.acted = true;
         self.done.push(FabricEvent::Completed { peer, token, result });
     }
 
@@ -334,6 +345,11 @@ impl Fabric for ShmFabric {
     }
 
     fn poll(&mut self, now: u64, out: &mut Vec<FabricEvent>) {
+        if std::mem::take(&mut self.acted) {
+            // What chains wrote is seen before anything that this node reads once it is told "done": one
+            // fence for all of them.
+            fence(Ordering::SeqCst);
+        }
         if !self.revoking.is_empty() {
             let (own, dead, done) = (&self.own, self.dead, &mut self.done);
             self.revoking.retain_mut(|r| {
