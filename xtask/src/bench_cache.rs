@@ -168,5 +168,6 @@ fn by_nodes(program: &Path) -> Result<()> {
     if !status.success() {
         bail!("cost nodes: {status}");
     }
-    Ok(())
+    println!();
+    crate::sim::run(&["--group".to_owned(), "--seeds".to_owned(), "20".to_owned()])
 }

@@ -18,6 +18,7 @@ pub mod clock;
 pub mod cluster;
 pub mod contention;
 pub mod fabric;
+pub mod group;
 pub mod history;
 pub mod membership;
 pub mod net;

@@ -3,6 +3,7 @@
 #![forbid(unsafe_code)]
 
 use clap::Parser;
+use clustix_sim::group;
 use clustix_sim::plan::{Fault, Plan};
 use clustix_sim::seeds::{many, one};
 use std::process::ExitCode;
@@ -37,6 +38,42 @@ struct Cli {
     /// Threads
     #[arg(long)]
     threads: Option<usize>,
+    /// The variant for 128 nodes, whose words count groups; then what its operations send
+    #[arg(long, conflicts_with_all = ["trace", "nodes", "faults"])]
+    group: bool,
+}
+
+/// Operations of a life of the group variant.
+const GROUP_OPERATIONS: u64 = 1_000;
+
+fn groups(seeds: std::ops::Range<u64>) -> ExitCode {
+    let (mut sum, lives) = (group::Report::default(), seeds.end - seeds.start);
+    for seed in seeds {
+        match group::live(seed, GROUP_OPERATIONS, None) {
+            Ok(r) => {
+                sum.operations += r.operations;
+                sum.hits += r.hits;
+                sum.lost_swaps += r.lost_swaps;
+            }
+            Err(e) => {
+                println!("seed {seed} FAILED: {e}");
+                return ExitCode::FAILURE;
+            }
+        }
+    }
+    println!(
+        "{} nodes in groups of {}: {lives} seeds, {} operations, {} hits, {} registrations that another was quicker than",
+        group::NODES,
+        group::GROUP,
+        sum.operations,
+        sum.hits,
+        sum.lost_swaps
+    );
+    println!("{:38} {:>5} {:>6} {:>7}", "", "trips", "verbs", "bytes");
+    for (what, sent) in group::costs() {
+        println!("{what:38} {:5} {:6} {:7}", sent.trips, sent.verbs, sent.bytes);
+    }
+    ExitCode::SUCCESS
 }
 
 fn fault(name: &str) -> Result<Fault, String> {
@@ -62,6 +99,10 @@ impl Cli {
 
 fn main() -> ExitCode {
     let cli = Cli::parse();
+    if cli.group {
+        let first = cli.seed.unwrap_or(cli.first_seed);
+        return groups(first..first.saturating_add(if cli.seed.is_some() { 1 } else { cli.seeds }));
+    }
     let plan = |seed| cli.plan(seed);
     if let Some(seed) = cli.seed {
         println!("seed {seed}: {:?}", plan(seed));
