@@ -24,5 +24,6 @@ pub mod request;
 pub mod service;
 pub mod set;
 pub mod slab;
+pub mod succession;
 pub mod view;
 pub mod word;

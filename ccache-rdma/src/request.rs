@@ -105,6 +105,8 @@ pub struct NodeStatus {
     pub budget_bytes: u64,
     /// How many shards each member is primary of, in the members' order.
     pub primaries: Vec<u32>,
+    /// The witness's incarnation, while one is there.
+    pub witness: Option<u64>,
 }
 
 /// What membership hears from its ccache.
@@ -132,6 +134,18 @@ pub enum MemberEvent {
         epoch: u64,
         /// Shard numbers.
         shards: Vec<u16>,
+    },
+    /// That incarnation's process has ended, for certain.
+    Ended {
+        /// Slot.
+        slot: u8,
+        /// Incarnation.
+        incarnation: u64,
+    },
+    /// This node has revoked all whom the view of that epoch leaves out.
+    Revoked {
+        /// The epoch.
+        epoch: u64,
     },
     /// This node's own lease has run out.
     LeaseLost,

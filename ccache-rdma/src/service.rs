@@ -210,8 +210,12 @@ pub struct Service {
     parked: Option<Call>,
     member: Option<ChannelId>,
     suspected: BTreeMap<u8, u64>,
+    /// Which peers' processes have ended: the latest of each slot.
+    ended_peers: BTreeMap<u8, u64>,
     /// Of the latest suspicion: how long the node had been silent, and when that was, ns.
     noticed: (u64, u64),
+    /// The latest view whose gone are all revoked.
+    revoked: u64,
     /// Changes of view that were told of.
     changes: u64,
     rebuilt: Vec<(u8, u64, Vec<u16>)>,
@@ -342,7 +346,9 @@ impl Service {
             parked: None,
             member: None,
             suspected: BTreeMap::new(),
+            ended_peers: BTreeMap::new(),
             noticed: (0, 0),
+            revoked: 0,
             changes: 0,
             rebuilt: Vec::new(),
             had_lease: false,
@@ -593,6 +599,10 @@ impl Service {
         if self.engine.deadline().is_some_and(|at| now >= at) {
             self.step(Event::Tick);
         }
+        if self.revoked < self.view.epoch && self.engine.has_revoked() {
+            self.revoked = self.view.epoch;
+            self.tell(MemberEvent::Revoked { epoch: self.revoked });
+        }
         self.tell_of_change();
         if now >= self.sweep_at {
             self.sweep_at = now + SWEEP;
@@ -626,6 +636,9 @@ impl Service {
 
     fn renew_in_time(&mut self, now: u64) {
         if now >= self.lease.next() {
+            // A renewal counts from `now`: none goes to a peer that is not known to have been there since. (In
+            // shared memory it would complete in the memory of the dead.)
+            self.look(now);
             self.renew(now);
         }
     }
@@ -669,6 +682,8 @@ impl Service {
             }
             if ended {
                 self.step(Event::Ended { peer: slot, incarnation });
+                self.ended_peers.insert(slot, incarnation);
+                self.tell(MemberEvent::Ended { slot, incarnation });
             }
             opinions.extend(self.watch.broken(slot, incarnation));
         }
@@ -776,6 +791,10 @@ impl Service {
             // A new member process knows nothing of what the one before was told.
             self.member = Some(call.channel);
             self.events.clear();
+            self.events.push_back(MemberEvent::Revoked { epoch: self.revoked });
+            for (slot, incarnation) in self.ended_peers.clone() {
+                self.events.push_back(MemberEvent::Ended { slot, incarnation });
+            }
             for (slot, incarnation) in self.suspected.clone() {
                 self.events.push_back(MemberEvent::Suspect { slot, incarnation });
             }
@@ -933,6 +952,7 @@ impl Service {
             epoch: self.view.epoch,
             members: self.view.members.iter().map(|m| (m.slot, m.incarnation)).collect(),
             primaries: self.view.primaries(),
+            witness: self.view.witness,
             lease: self.lease.valid(exec::now_ns()),
             survival: self.view.survival(),
             budget_bytes: self.parts.config.budget_bytes,

@@ -121,6 +121,9 @@ pub struct View {
     pub members: Vec<Member>,
     /// [`SHARDS`] entries, by shard number (none in the view with epoch 0).
     pub shards: Vec<Replicas>,
+    /// The witness's incarnation, while one is there: a voter that holds nothing. It has a vote where
+    /// the members are even in number.
+    pub witness: Option<u64>,
 }
 
 /// Whether a node can be lost now, and why not.
@@ -128,7 +131,7 @@ pub struct View {
 pub struct Survival {
     /// Every shard has at least two complete copies.
     pub copies: bool,
-    /// The members left would be a majority.
+    /// The members left, and the witness, would be a majority.
     pub votes: bool,
     /// Shards with a copy still being rebuilt.
     pub rebuilding: u32,
@@ -205,6 +208,12 @@ impl View {
     /// Copies that each shard should have with this many members.
     pub fn wanted(&self) -> usize {
         COPIES.min(self.members.len())
+    }
+
+    /// The next view, with that witness, or none. `None` if nothing changes.
+    pub fn witnessed(&self, witness: Option<u64>) -> Option<View> {
+        let next = View { epoch: self.epoch + 1, witness, ..self.clone() };
+        (self.witness != witness).then_some(next)
     }
 
     /// How many members are more than half.
@@ -414,7 +423,7 @@ impl View {
         Survival {
             copies: self.shards.len() == usize::from(SHARDS)
                 && self.shards.iter().all(|r| r.complete().len() >= 2),
-            votes: self.members.len() > 2,
+            votes: self.members.len() > 2 || self.members.len() == 2 && self.witness.is_some(),
             rebuilding: self.shards.iter().filter(|r| !r.rebuilding.is_empty()).count() as u32,
             lost: self.shards.iter().filter(|r| r.primary.is_none()).count() as u32,
         }
@@ -490,6 +499,10 @@ mod tests {
         assert_eq!(two.epoch, 2);
         assert!(two.shards.iter().all(|r| r.complete().len() == 2 && r.rebuilding.is_empty()));
         assert!(two.survival().copies && !two.survival().votes);
+        let seen = two.witnessed(Some(9)).unwrap();
+        assert!(seen.survival().can_lose_a_node() && seen.witnessed(Some(9)).is_none());
+        assert_eq!((seen.epoch, seen.without(1).witness), (3, Some(9)));
+        assert!(!seen.without(1).survival().votes);
         let primaries = loads(&two, |r, s| r.primary == Some(s));
         assert!(primaries.iter().all(|p| p.abs_diff(512) <= 1), "{primaries:?}");
         let three = two.with(&member(0, 2));

@@ -1,5 +1,6 @@
 //! The command line, as clap sees it. Long help teaches by example.
 
+use crate::state::{MAX_NODES, WITNESS};
 use clap::{Args, Parser, Subcommand};
 use std::path::PathBuf;
 
@@ -52,7 +53,9 @@ pub enum Command {
           clustix up --nodes 3\n  \
           clustix up --nodes 3 --name test --memory 512M\n  \
           clustix up --nodes 3 --fresh      start empty; the snapshot is discarded\n  \
-          clustix up --hosts lab.toml --node 2"
+          clustix up --nodes 2 --witness    one of the two can be lost\n  \
+          clustix up --hosts lab.toml --node 2\n  \
+          clustix up --hosts lab.toml --witness"
     )]
     Up(Up),
     /// Stop the cluster; its files are kept for the next `up`
@@ -122,13 +125,20 @@ pub enum Command {
     Objects(Objects),
     /// List the protection domains of every node
     Pds(Listing),
-    /// Kill a node's whole process tree with SIGKILL
+    /// Kill a node's whole process tree with SIGKILL, or the witness
     #[command(
         long_about = "Kills a node's whole process tree with SIGKILL, as a crash would: nothing is \
-        announced to the other nodes. `clustix start-node K` brings it back."
+        announced to the other nodes. `clustix start-node K` brings it back.\n\n\
+        Examples:\n  clustix kill-node 1\n  clustix kill-node witness"
     )]
     KillNode(Node),
-    /// Start a node that is down; it joins the cluster again, empty
+    /// Start a node that is down; it joins the cluster again, empty. Or the witness
+    #[command(
+        long_about = "Starts a node that is down; it joins the cluster again, empty. `start-node witness` \
+        starts the witness, also of a cluster that had none: a process that holds nothing and votes \
+        where the nodes are even in number, so that one of two goes on without the other.\n\n\
+        Examples:\n  clustix start-node 1\n  clustix start-node witness"
+    )]
     StartNode(Node),
     /// Make a node the primary of shards: their objects are written from there at the least cost
     #[command(
@@ -162,11 +172,18 @@ pub struct Up {
     )]
     pub nodes: Option<u8>,
     /// The hosts of a cluster of several, a TOML file: this host's node is started (see README.md)
-    #[arg(long, value_name = "FILE", requires = "node", conflicts_with_all = ["memory", "fresh"])]
+    #[arg(long, value_name = "FILE", conflicts_with_all = ["memory", "fresh"])]
     pub hosts: Option<PathBuf>,
     /// Which node of the file this host is
-    #[arg(long, value_name = "K", requires = "hosts", conflicts_with = "nodes")]
+    #[arg(
+        long, value_name = "K", requires = "hosts", conflicts_with = "nodes",
+        required_unless_present_any = ["nodes", "witness"]
+    )]
     pub node: Option<u8>,
+    /// Start a witness too, a process that holds nothing and votes where the nodes are even in number, so that
+    /// one of two can be lost; with --hosts: this host is the file's witness
+    #[arg(long, conflicts_with = "node")]
+    pub witness: bool,
     /// Memory budget of each node, such as 512M or 2G (default: a quarter of this machine's memory,
     /// divided by the number of nodes)
     #[arg(long, value_name = "SIZE", value_parser = size)]
@@ -264,11 +281,11 @@ pub struct Objects {
     pub json: bool,
 }
 
-/// A command on one node.
+/// A command on one node, or on the witness.
 #[derive(Args, Debug)]
 pub struct Node {
-    /// Node number, from 0
-    #[arg(value_name = "K")]
+    /// Node number, from 0, or `witness`
+    #[arg(value_name = "K|witness", value_parser = node)]
     pub node: u8,
 }
 
@@ -286,8 +303,8 @@ pub struct Rehome {
 /// `clustix logs`.
 #[derive(Args, Debug)]
 pub struct Logs {
-    /// Only this node's
-    #[arg(long, value_name = "K")]
+    /// Only this node's, or the witness's
+    #[arg(long, value_name = "K|witness", value_parser = node)]
     pub node: Option<u8>,
     /// Print JSON
     #[arg(long)]
@@ -344,6 +361,18 @@ pub fn size(text: &str) -> Result<u64, String> {
         return Err("a node needs at least 32M".to_owned());
     }
     Ok(bytes)
+}
+
+/// Parses a node's number, or `witness`.
+pub fn node(text: &str) -> Result<u8, String> {
+    match text {
+        "witness" => Ok(WITNESS),
+        number => {
+            number.parse().ok().filter(|n| *n < MAX_NODES).ok_or_else(|| {
+                format!("nodes are numbered 0 to {}; or write witness", MAX_NODES - 1)
+            })
+        }
+    }
 }
 
 /// Parses `UID[:GID]`; the group is the user's number if it is not given.
@@ -478,6 +507,9 @@ mod tests {
             &["clustix", "up"],
             &["clustix", "up", "--nodes", "0"],
             &["clustix", "up", "--hosts", "f"],
+            &["clustix", "up", "--witness"],
+            &["clustix", "up", "--hosts", "f", "--node", "1", "--witness"],
+            &["clustix", "kill-node", "16"],
             &["clustix", "up", "--nodes", "3", "--node", "1"],
             &["clustix", "up", "--nodes", "3", "--hosts", "f", "--node", "1"],
             &["clustix", "up", "--nodes", "17"],

@@ -13,10 +13,14 @@
 //! slot = 1
 //! address = "10.77.0.1"          # membership on port, by TCP; the fabric on port + 1
 //! port = 7470
+//!
+//! [witness]                      # if there is to be one: a host that holds nothing
+//! address = "10.77.0.9"
+//! port = 7470
 //! ```
 
 use crate::args::size;
-use crate::state::MAX_NODES;
+use crate::state::{MAX_NODES, WITNESS};
 use anyhow::{Context, Result, bail, ensure};
 use clustix_ccache::lease::Timing;
 use clustix_ccache::service::{NetworkConfig, Verbs};
@@ -48,6 +52,9 @@ pub struct Hosts {
     pub fabric: Fabric,
     /// The nodes.
     pub node: Vec<Host>,
+    /// The witness.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub witness: Option<Witness>,
 }
 
 /// What carries objects from host to host.
@@ -93,6 +100,17 @@ pub struct Host {
     pub port: u16,
 }
 
+/// A voter that holds nothing.
+#[derive(Clone, PartialEq, Eq, Debug, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Witness {
+    /// Its address.
+    pub address: IpAddr,
+    /// Where membership listens.
+    #[serde(default = "port")]
+    pub port: u16,
+}
+
 const fn port() -> u16 {
     PORT
 }
@@ -128,6 +146,13 @@ impl Hosts {
                 ensure!(apart, "nodes {} and {} have the same address and port", m.slot, n.slot);
             }
         }
+        if let Some(w) = &self.witness {
+            ensure!(!w.address.is_unspecified() && w.port > 0, "the witness: at which address?");
+            for n in &self.node {
+                let apart = n.address != w.address || (w.port != n.port && w.port != n.port + 1);
+                ensure!(apart, "node {} and the witness have the same address and port", n.slot);
+            }
+        }
         if let Some(memory) = &self.memory
             && let Err(why) = size(memory)
         {
@@ -158,6 +183,18 @@ impl Hosts {
         })
     }
 
+    /// The address of a node, or of the witness.
+    ///
+    /// # Errors
+    /// There is none.
+    pub fn address(&self, slot: u8) -> Result<IpAddr> {
+        if slot != WITNESS {
+            return Ok(self.host(slot)?.address);
+        }
+        let witness = self.witness.as_ref().context("the file of hosts names no [witness]")?;
+        Ok(witness.address)
+    }
+
     /// Memory budget, bytes, where one is given.
     pub fn memory(&self) -> Option<u64> {
         self.memory.as_deref().and_then(|m| size(m).ok())
@@ -179,7 +216,7 @@ impl Hosts {
         xxh3_64(self.token.as_bytes())
     }
 
-    /// Where every node listens.
+    /// Where every node, and the witness, listens.
     pub fn places(&self) -> Vec<Place> {
         self.node
             .iter()
@@ -193,6 +230,11 @@ impl Hosts {
                     }
                 },
             })
+            .chain(self.witness.iter().map(|w| Place {
+                slot: WITNESS,
+                member: SocketAddr::new(w.address, w.port).to_string(),
+                fabric: String::new(),
+            }))
             .collect()
     }
 
@@ -242,6 +284,10 @@ mod tests {
         let places = hosts.places();
         assert_eq!(places[0].member, "10.77.0.1:7470");
         assert_eq!(places[1].fabric, "10.77.0.2:8001");
+        let seen = parse(&format!("{GOOD}\n[witness]\naddress = \"10.77.0.9\"")).unwrap();
+        assert_eq!(seen.places()[2].member, "10.77.0.9:7470");
+        assert_eq!(seen.address(WITNESS).unwrap().to_string(), "10.77.0.9");
+        assert!(hosts.address(WITNESS).unwrap_err().to_string().contains("[witness]"));
         assert!(hosts.host(3).unwrap_err().to_string().contains("1, 2"));
         let NetworkConfig::Verbs(v) = hosts.network(2) else { panic!() };
         assert_eq!((v.listen.as_str(), v.ack_timeout, v.retries), ("10.77.0.2:8001", 15, 6));
@@ -263,6 +309,7 @@ mod tests {
             ("kind = \"verbs\"", "kind = \"verbs\"\nretries = 7", "retries"),
             ("kind = \"verbs\"", "kind = \"pigeons\"", "pigeons"),
             ("port = 8000", "prot = 8000", "prot"),
+            ("port = 8000", "port = 8000\n[witness]\naddress = \"10.77.0.1\"", "and the witness"),
         ] {
             assert!(GOOD.contains(from), "{from}");
             let e = format!("{:#}", parse(&GOOD.replace(from, to)).unwrap_err());

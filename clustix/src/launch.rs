@@ -3,7 +3,7 @@
 use crate::connection::{Connection, PATIENCE};
 use crate::interrupt::Interrupts;
 use crate::procfs::{self, Process, timespec};
-use crate::state::{self, Folder};
+use crate::state::{self, Folder, WITNESS, called};
 use crate::wire::{self, Reply, Request};
 use anyhow::{Context, Result, anyhow, bail};
 use clustix_ccache::name::Name;
@@ -47,7 +47,7 @@ impl<'a> Nodes<'a> {
         Nodes { folder, started: Vec::new(), kept: false }
     }
 
-    /// Starts the kernel process of node `slot`.
+    /// Starts the kernel process of node `slot`, or the witness.
     ///
     /// # Errors
     /// Its folder or process cannot be made.
@@ -62,7 +62,7 @@ impl<'a> Nodes<'a> {
             .append(true)
             .mode(0o600)
             .open(folder.join("log"))
-            .with_context(|| format!("could not make the log of node {slot}"))?;
+            .with_context(|| format!("could not make the log of {}", called(slot)))?;
         let program = std::env::current_exe().context("could not find the clustix program")?;
         let mut child = Command::new(&program)
             .arg("node")
@@ -97,16 +97,23 @@ impl<'a> Nodes<'a> {
             _ => {
                 let _ = child.kill();
                 let _ = child.wait();
-                bail!("could not watch the process of node {slot}: is /proc mounted?")
+                bail!("could not watch the process of {}: is /proc mounted?", called(slot))
             }
         }
     }
 
-    /// Waits until every node started serves and sees `nodes` live nodes.
+    /// Waits until every node started serves and sees `nodes` live nodes and that incarnation of a witness;
+    /// of a witness, until it is there.
     ///
     /// # Errors
     /// A node ended or refused; a signal; the time is up.
-    pub fn serve(&mut self, nodes: u8, bound: Duration, interrupts: &Interrupts) -> Result<()> {
+    pub fn serve(
+        &mut self,
+        nodes: u8,
+        witness: Option<u64>,
+        bound: Duration,
+        interrupts: &Interrupts,
+    ) -> Result<()> {
         let until = Instant::now() + bound;
         while self.started.iter().any(|s| !s.serving) {
             if let Some(signal) = interrupts.caught() {
@@ -114,23 +121,19 @@ impl<'a> Nodes<'a> {
             }
             let left = until.saturating_duration_since(Instant::now());
             if left.is_zero() {
-                let late: Vec<String> = self
-                    .started
-                    .iter()
-                    .filter(|s| !s.serving)
-                    .map(|s| s.slot.to_string())
-                    .collect();
+                let late: Vec<String> =
+                    self.started.iter().filter(|s| !s.serving).map(|s| called(s.slot)).collect();
                 let logs: Vec<String> = self.started.iter().map(|s| self.tail(s.slot)).collect();
                 bail!(
-                    "node {} does not serve after {} s{}",
-                    late.join(", "),
+                    "after {} s these do not serve: {}{}",
                     bound.as_secs(),
+                    late.join(", "),
                     logs.concat()
                 );
             }
             self.poll(left, interrupts)?;
             for i in 0..self.started.len() {
-                self.step(i, nodes, left)?;
+                self.step(i, nodes, witness, left)?;
             }
         }
         Ok(())
@@ -153,11 +156,11 @@ impl<'a> Nodes<'a> {
         }
     }
 
-    fn step(&mut self, i: usize, nodes: u8, left: Duration) -> Result<()> {
+    fn step(&mut self, i: usize, nodes: u8, witness: Option<u64>, left: Duration) -> Result<()> {
         let s = &mut self.started[i];
         if let Some(status) = s.child.try_wait()? {
             let slot = s.slot;
-            bail!("node {slot} ended while it started ({status}){}", self.tail(slot));
+            bail!("{} ended while it started ({status}){}", called(slot), self.tail(slot));
         }
         if s.serving {
             return Ok(());
@@ -192,11 +195,15 @@ impl<'a> Nodes<'a> {
                 let status =
                     s.child.try_wait()?.map_or("closed its output".to_owned(), |s| s.to_string());
                 let slot = s.slot;
-                bail!("node {slot} could not start ({status}){}", self.tail(slot));
+                bail!("{} could not start ({status}){}", called(slot), self.tail(slot));
+            }
+            if s.slot == WITNESS {
+                s.serving = true;
+                return Ok(());
             }
         }
         let millis = u32::try_from(left.as_millis()).unwrap_or(u32::MAX);
-        let request = Request::AwaitServing { nodes, millis };
+        let request = Request::AwaitServing { nodes, witness, millis };
         match Connection::open(self.folder, s.slot, request) {
             Ok(connection) => s.connection = Some(connection),
             // Refused by a node that is about to end: its status and log say more.
@@ -232,7 +239,7 @@ impl Drop for Nodes<'_> {
         }
         for s in &mut self.started {
             if let Err(e) = procfs::kill_tree(&s.process) {
-                eprintln!("clustix: node {}: {e}", s.slot);
+                eprintln!("clustix: {}: {e}", called(s.slot));
                 continue;
             }
             let _ = s.child.wait();
@@ -261,7 +268,8 @@ pub fn tail(folder: &Folder, slot: u8) -> String {
     if last.is_empty() {
         return "; it logged nothing".to_owned();
     }
-    format!("; its log ends:\n  node {slot}: {}", last.join(&format!("\n  node {slot}: ")))
+    let line = format!("\n  {}: ", called(slot));
+    format!("; its log ends:{line}{}", last.join(&line))
 }
 
 /// Puts a snapshot's objects into the cluster, a chunk at a time.
@@ -290,7 +298,7 @@ pub fn restore(nodes: &Nodes<'_>, path: &std::path::Path, interrupts: &Interrupt
         chunk.push((object.name, object.data));
     }
     // What the new cluster made by itself before (its own /dev, say) would be left without a name.
-    for started in &nodes.started {
+    for started in nodes.started.iter().filter(|s| s.slot != WITNESS) {
         let mut list =
             Connection::open(nodes.folder, started.slot, Request::Objects { set: None })?;
         while let Some(reply) = list.next(Some(PATIENCE))? {

@@ -8,7 +8,7 @@
 use crate::args::{NodeProcess, PdProcess};
 use crate::launch::READY;
 use crate::procfs;
-use crate::state::{Cluster, Folder, MAX_NODES, Phase, clock_incarnation};
+use crate::state::{Cluster, Folder, MAX_NODES, Phase, WITNESS, clock_incarnation};
 use anyhow::{Context, Result, bail};
 use clustix_ccache::layout::RegionId;
 use clustix_ccache::lease::Timing;
@@ -91,6 +91,9 @@ pub fn node(name: &str, args: &NodeProcess) -> Result<ExitCode> {
 
     let folder = Folder::at(args.state.clone(), name)?;
     let cluster = folder.cluster()?.context("there is no cluster.json")?;
+    if args.slot == WITNESS {
+        return witness(&folder, &cluster, args);
+    }
     let home = folder.node(args.slot);
     let places = places(&folder, &cluster)?;
     let own = places
@@ -122,15 +125,7 @@ pub fn node(name: &str, args: &NodeProcess) -> Result<ExitCode> {
         arguments: vec!["pd".into()],
         trace_sandbox: true,
     };
-    let mut ready = std::io::stdout().lock();
-    ready
-        .write_all(READY)
-        .and_then(|()| ready.flush())
-        .context("whoever started this went away")?;
-    drop(ready);
-    let null = File::options().write(true).open("/dev/null").context("/dev/null")?;
-    rustix::stdio::dup2_stdout(&null).context("standard output")?;
-    drop(null);
+    ready()?;
     let end = Host::run(config)?;
     eprintln!("node {} (incarnation {}): {end:?}", args.slot, args.incarnation);
     let evicted = Exit::Code(service::EVICTED);
@@ -140,6 +135,28 @@ pub fn node(name: &str, args: &NodeProcess) -> Result<ExitCode> {
     // Held until here: the node's processes are gone.
     drop(pid_file);
     Ok(ExitCode::from(u8::try_from(end.exit_code()).unwrap_or(70)))
+}
+
+/// Runs the witness: membership alone, without a microkernel and what stands on it.
+fn witness(folder: &Folder, cluster: &Cluster, args: &NodeProcess) -> Result<ExitCode> {
+    log_to_stderr();
+    let config = membership(folder, cluster, args, Start::Join)?;
+    let listener = bind(config.address(WITNESS))?;
+    ready()?;
+    let ended = clustix_member::witness(config, listener);
+    bail!("the witness (incarnation {}) ended: {ended}", args.incarnation)
+}
+
+/// Says that the sockets are there, and lets go of standard output.
+fn ready() -> Result<()> {
+    let mut ready = std::io::stdout().lock();
+    ready
+        .write_all(READY)
+        .and_then(|()| ready.flush())
+        .context("whoever started this went away")?;
+    drop(ready);
+    let null = File::options().write(true).open("/dev/null").context("/dev/null")?;
+    rustix::stdio::dup2_stdout(&null).context("standard output")
 }
 
 /// A node of several hosts that was evicted though it lives (it was cut off, or stood still) joins
@@ -179,13 +196,34 @@ fn bind(address: &str) -> Result<OwnedFd> {
     bound.with_context(|| format!("could not listen at {address}"))
 }
 
-/// Where the nodes that there may be listen.
+/// Where the nodes that there may be, and the witness, listen.
 fn places(folder: &Folder, cluster: &Cluster) -> Result<Vec<Place>> {
     if let Some((hosts, _)) = &cluster.hosts {
         return Ok(hosts.places());
     }
     let state = folder.path().to_str().context("the state folder's path is not UTF-8")?;
-    Ok((0..MAX_NODES).map(|slot| Place::local(state, slot)).collect())
+    Ok((0..MAX_NODES).chain([WITNESS]).map(|slot| Place::local(state, slot)).collect())
+}
+
+/// What membership is told.
+fn membership(
+    folder: &Folder,
+    cluster: &Cluster,
+    args: &NodeProcess,
+    start: Start,
+) -> Result<clustix_member::Config> {
+    let (timing, token) = match &cluster.hosts {
+        Some((hosts, _)) => (hosts.timing(), hosts.token()),
+        None => (Timing::default(), 0),
+    };
+    Ok(clustix_member::Config {
+        slot: args.slot,
+        incarnation: args.incarnation,
+        places: places(folder, cluster)?,
+        token,
+        start,
+        timing,
+    })
 }
 
 /// What the domains are told, by role.
@@ -199,26 +237,17 @@ fn arguments(
         Phase::Running => false,
         Phase::Stopping | Phase::Ending | Phase::Stopped => bail!("the cluster is stopped"),
     };
-    let (start, timing, token, network) = match &cluster.hosts {
-        Some((hosts, _)) => {
-            (Start::Found(cluster.slots()), hosts.timing(), hosts.token(), hosts.network(args.slot))
-        }
+    let (start, network) = match &cluster.hosts {
+        Some((hosts, _)) => (Start::Found(cluster.slots()), hosts.network(args.slot)),
         None if first => {
             let all = (0..).zip(cluster.incarnations.iter().copied()).collect();
-            (Start::First(all), Timing::default(), 0, NetworkConfig::Shm)
+            (Start::First(all), NetworkConfig::Shm)
         }
-        None => (Start::Join, Timing::default(), 0, NetworkConfig::Shm),
+        None => (Start::Join, NetworkConfig::Shm),
     };
-    let member = clustix_member::node::Config {
-        slot: args.slot,
-        incarnation: args.incarnation,
-        places: places(folder, cluster)?,
-        token,
-        start,
-        timing,
-    };
+    let member = membership(folder, cluster, args, start)?;
     let ccache = service::Config {
-        timing,
+        timing: member.timing,
         budget_bytes: cluster.memory,
         // Of hosts it is not known how often they were started.
         first_incarnation: first && cluster.hosts.is_none(),
@@ -233,12 +262,7 @@ fn arguments(
     ]))
 }
 
-/// Runs a protection domain until it ends.
-///
-/// # Errors
-/// It was not started by a kernel; there is no such role; it cannot go on.
-pub fn pd(args: &PdProcess) -> Result<ExitCode> {
-    let role = args.role.as_str();
+fn log_to_stderr() {
     tracing_subscriber::fmt()
         .with_writer(std::io::stderr)
         .with_ansi(false)
@@ -246,6 +270,15 @@ pub fn pd(args: &PdProcess) -> Result<ExitCode> {
         // Raft tells of every vote and heartbeat otherwise.
         .with_env_filter("info,openraft=error")
         .init();
+}
+
+/// Runs a protection domain until it ends.
+///
+/// # Errors
+/// It was not started by a kernel; there is no such role; it cannot go on.
+pub fn pd(args: &PdProcess) -> Result<ExitCode> {
+    let role = args.role.as_str();
+    log_to_stderr();
     let boot = Boot::from_kernel().with_context(|| {
         format!("`clustix pd {role}` is started by a node's kernel, not by hand")
     })?;

@@ -1,7 +1,8 @@
 //! The state folder: what the command line keeps about a cluster between two commands.
 //!
 //! `<base>/<cluster>/` (0700) holds `cluster.json`, `snapshot` (after `down`), and, while the
-//! cluster is up, `node-K/{pid,log,control.sock,fabric.sock,member.sock}`.
+//! cluster is up, `node-K/{pid,log,control.sock,fabric.sock,member.sock}` and, where there is a witness,
+//! `witness/{pid,log,member.sock}`.
 //!
 //! Who holds what: a command that starts or stops nodes holds flock(2) on the folder itself. A
 //! node's kernel process holds flock on its `pid` file from its first instruction to its last
@@ -11,6 +12,7 @@
 use crate::hosts::Hosts;
 use crate::procfs::Process;
 use anyhow::{Context, Result, anyhow, bail};
+use clustix_member::address::folder;
 use rustix::fs::{FlockOperation, flock};
 use serde::{Deserialize, Serialize};
 use std::fs::{self, DirBuilder, File, OpenOptions};
@@ -21,6 +23,8 @@ use std::time::{Duration, Instant, SystemTime};
 
 /// Longest path of a Unix socket, its final NUL excluded (unix(7)).
 const SOCKET_PATH: usize = 107;
+pub use clustix_member::WITNESS;
+
 /// Most nodes of a cluster.
 pub const MAX_NODES: u8 = 16;
 
@@ -59,7 +63,10 @@ pub struct Cluster {
     pub next_incarnation: u64,
     /// Incarnation of each node's latest start.
     pub incarnations: Vec<u64>,
-    /// In a cluster of several hosts: which, and which node is here.
+    /// Incarnation of the witness's latest start, where there is to be one.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub witness: Option<u64>,
+    /// In a cluster of several hosts: which, and which node is here, or that the witness is.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub hosts: Option<(Hosts, u8)>,
 }
@@ -79,6 +86,7 @@ impl Cluster {
             generation: 0,
             next_incarnation: 1,
             incarnations: Vec::new(),
+            witness: None,
             hosts: None,
         }
     }
@@ -91,18 +99,19 @@ impl Cluster {
         }
     }
 
-    /// Checks that there is a node `slot` and that it is on this machine.
+    /// Checks that there is a node `slot`, or a place for the witness, and that it is on this machine.
     ///
     /// # Errors
     /// It is not; says which there are, or where it is.
     pub fn check_here(&self, slot: u8) -> Result<()> {
         match &self.hosts {
             Some((hosts, here)) => {
-                let host = hosts.host(slot)?;
+                let address = hosts.address(slot)?;
                 if slot != *here {
-                    bail!("node {slot} is on {}: run the command there", host.address);
+                    bail!("{} is on {address}: run the command there", called(slot));
                 }
             }
+            None if slot == WITNESS => {}
             None if slot >= self.nodes => bail!(
                 "there is no node {slot}: cluster {:?} has nodes 0 to {}",
                 self.name,
@@ -113,7 +122,7 @@ impl Cluster {
         Ok(())
     }
 
-    /// Gives node `slot` a new incarnation.
+    /// Gives node `slot`, or the witness, a new incarnation.
     pub fn incarnate(&mut self, slot: u8) -> u64 {
         if self.hosts.is_some() {
             // A host may have lost its state folder: the clock counts for it.
@@ -121,6 +130,10 @@ impl Cluster {
         }
         let incarnation = self.next_incarnation;
         self.next_incarnation += 1;
+        if slot == WITNESS {
+            self.witness = Some(incarnation);
+            return incarnation;
+        }
         let slot = usize::from(slot);
         if self.incarnations.len() <= slot {
             self.incarnations.resize(slot + 1, 0);
@@ -135,6 +148,11 @@ impl Cluster {
 pub fn clock_incarnation() -> u64 {
     let ms = SystemTime::now().duration_since(SystemTime::UNIX_EPOCH);
     ms.map_or(0, |d| u64::try_from(d.as_millis()).unwrap_or(0))
+}
+
+/// A node, or the witness, in a message.
+pub fn called(slot: u8) -> String {
+    if slot == WITNESS { "the witness".to_owned() } else { format!("node {slot}") }
 }
 
 /// Where all clusters' state is.
@@ -334,9 +352,9 @@ impl Folder {
         self.path.join("snapshot")
     }
 
-    /// A node's folder.
+    /// A node's folder, or the witness's.
     pub fn node(&self, slot: u8) -> PathBuf {
-        self.path.join(format!("node-{slot}"))
+        self.path.join(folder(slot))
     }
 
     /// A node's control socket.
@@ -344,7 +362,7 @@ impl Folder {
         self.node(slot).join("control.sock")
     }
 
-    /// A node's kernel process, if it runs.
+    /// A node's kernel process, or the witness's only one, if it runs.
     ///
     /// # Errors
     /// Something holds the node's `pid` file but does not say which process it is.
@@ -394,6 +412,15 @@ impl Folder {
         Ok(live)
     }
 
+    /// The same, and the witness.
+    ///
+    /// # Errors
+    /// As [`Folder::process`].
+    pub fn all_live(&self) -> Result<Vec<(u8, Process)>> {
+        let witness = self.process(WITNESS)?.map(|p| (WITNESS, p));
+        Ok(self.live()?.into_iter().chain(witness).collect())
+    }
+
     /// Removes a node's folder, whose processes have ended.
     ///
     /// # Errors
@@ -412,7 +439,7 @@ impl Folder {
     /// # Errors
     /// Those of removing.
     pub fn clean(&self) -> Result<()> {
-        for slot in 0..MAX_NODES {
+        for slot in (0..MAX_NODES).chain([WITNESS]) {
             self.remove_node(slot)?;
         }
         for name in ["snapshot.new", "cluster.json.new"] {

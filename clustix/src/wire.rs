@@ -21,7 +21,7 @@ use serde::{Deserialize, Serialize};
 use std::io::{self, Read, Write};
 
 /// Version of the protocol; both sides must have the same.
-pub const VERSION: u32 = 2;
+pub const VERSION: u32 = 3;
 /// Longest frame, bytes.
 pub const MAX_FRAME: usize = 1 << 20;
 /// Most bytes of a program's input, output or a file in one frame.
@@ -106,6 +106,8 @@ pub enum Request {
     AwaitServing {
         /// Live nodes wanted.
         nodes: u8,
+        /// And this incarnation of a witness.
+        witness: Option<u64>,
         /// Bound.
         millis: u32,
     },
@@ -357,6 +359,8 @@ pub struct Status {
     pub votes: bool,
     /// Whether any one node can be lost now without losing anything.
     pub can_lose_a_node: bool,
+    /// The incarnation of the witness that is there.
+    pub witness: Option<u64>,
 }
 
 /// One node of [`Status`].

@@ -16,6 +16,7 @@ const SYSTEM: &[&str] = &[
     "failover",
     "linear",
     "suspicion",
+    "witness",
     VM,
     VERBS,
     RXE,

@@ -1,6 +1,7 @@
 //! Where members listen, and the streams between them: Unix sockets on one machine, TCP between
 //! machines. An address that begins with a slash is a socket's path, any other is `host:port`.
 
+use crate::WITNESS;
 use serde::{Deserialize, Serialize};
 use std::io::{Error, ErrorKind, Result};
 use std::os::fd::OwnedFd;
@@ -20,14 +21,20 @@ pub struct Place {
 }
 
 impl Place {
-    /// That of the node in `slot` of a cluster on one machine with this state folder.
+    /// That of the node in `slot`, or of the witness, of a cluster on one machine with this state folder.
     pub fn local(state: &str, slot: u8) -> Place {
+        let folder = folder(slot);
         Place {
             slot,
-            member: format!("{state}/node-{slot}/member.sock"),
-            fabric: format!("{state}/node-{slot}/fabric.sock"),
+            member: format!("{state}/{folder}/member.sock"),
+            fabric: format!("{state}/{folder}/fabric.sock"),
         }
     }
+}
+
+/// The name of a node's folder, or the witness's, in its cluster's state folder.
+pub fn folder(slot: u8) -> String {
+    if slot == WITNESS { "witness".to_owned() } else { format!("node-{slot}") }
 }
 
 /// A stream between two members.

@@ -2,6 +2,7 @@
 
 use clustix_ccache::name::Shard;
 use clustix_ccache::request::shards;
+use clustix_ccache::succession::{Incarnation, Succession};
 use clustix_ccache::view::{MAX_NODES, Member, View};
 use serde::{Deserialize, Serialize};
 
@@ -16,7 +17,13 @@ pub enum Command {
         slot: u8,
         /// Its incarnation.
         incarnation: u64,
+        /// Who is known to have ended, of those that are or were members.
+        ended: Vec<Incarnation>,
     },
+    /// All members of the view with this epoch have revoked whom it leaves out, and a lease has passed since.
+    Settled(u64),
+    /// This incarnation of a witness votes where the members are even in number; or none is there.
+    Witness(Option<u64>),
     /// A new incarnation, in a slot that has no member.
     Join(Member),
     /// Copies of shards on a member are complete.
@@ -64,6 +71,8 @@ pub struct State {
     highest: Vec<u64>,
     /// Primaries stand as somebody asked for.
     pub arranged: bool,
+    /// Who was a member since a view was last settled.
+    pub succession: Succession,
 }
 
 impl State {
@@ -81,6 +90,14 @@ impl State {
             && self.view.shards.get(i).is_some_and(|r| r.rebuilding.contains(slot))
     }
 
+    /// Whether that member may be left out of the next view, where these are known to have ended.
+    pub fn may_evict(&self, node: Incarnation, ended: &[Incarnation]) -> bool {
+        let v = &self.view;
+        v.members.len() > 1
+            && v.member(node.0).is_some_and(|m| m.incarnation == node.1)
+            && self.succession.may_evict(v, node, ended)
+    }
+
     /// Applies a command.
     pub fn apply(&mut self, command: &Command) -> Applied {
         let v = &self.view;
@@ -88,13 +105,18 @@ impl State {
             Command::First(members) if v.epoch == 0 && !members.is_empty() => {
                 Some(View::first(members))
             }
-            Command::Evict { slot, incarnation } => v
-                .member(*slot)
-                .is_some_and(|m| m.incarnation == *incarnation && v.members.len() > 1)
-                .then(|| v.without(*slot)),
-            Command::Join(m) if v.epoch > 0 && self.is_new(m) && v.member(m.slot).is_none() => {
+            Command::Evict { slot, incarnation, ended } => {
+                self.may_evict((*slot, *incarnation), ended).then(|| v.without(*slot))
+            }
+            Command::Join(m)
+                if v.epoch > 0
+                    && self.is_new(m)
+                    && v.member(m.slot).is_none()
+                    && self.succession.may_join() =>
+            {
                 Some(v.with(m))
             }
+            Command::Witness(witness) if v.epoch > 0 => v.witnessed(*witness),
             Command::Rebuilt { slot, epoch, shards: numbers } => {
                 let mut valid = shards(numbers);
                 valid.retain(|s| self.counts(*slot, *epoch, s.0));
@@ -107,12 +129,20 @@ impl State {
         };
         let next = next.filter(|n| n.well_formed() && n.epoch == v.epoch + 1);
         let changed = next.is_some();
+        if let Command::Settled(epoch) = command {
+            self.succession.settled(*epoch);
+        }
         if let Some(next) = next {
             match command {
                 Command::Rehome { asked, .. } => self.arranged |= asked,
-                Command::Rebuilt { .. } => {}
-                _ => self.arranged = false,
+                Command::Evict { ended, .. } => {
+                    self.arranged = false;
+                    self.succession.ended(ended);
+                }
+                Command::First(_) | Command::Join(_) => self.arranged = false,
+                Command::Rebuilt { .. } | Command::Witness(_) | Command::Settled(_) => {}
             }
+            self.succession.decided(&next);
             self.since.resize(next.shards.len(), 0);
             for (i, since) in self.since.iter_mut().enumerate() {
                 if next.copies_anew(&self.view, Shard(i as u16)) {
@@ -139,6 +169,10 @@ mod tests {
         Member { slot, incarnation, path: String::new() }
     }
 
+    fn evict(slot: u8, incarnation: u64) -> Command {
+        Command::Evict { slot, incarnation, ended: Vec::new() }
+    }
+
     fn three() -> State {
         let mut s = State::default();
         assert!(s.apply(&Command::First((0..3).map(|i| member(i, 1)).collect())).changed);
@@ -149,11 +183,11 @@ mod tests {
     fn a_command_from_another_time_changes_nothing() {
         let mut s = three();
         assert!(!s.apply(&Command::First(vec![member(0, 1)])).changed);
-        assert!(!s.apply(&Command::Evict { slot: 1, incarnation: 2 }).changed);
+        assert!(!s.apply(&evict(1, 2)).changed);
         assert!(!s.apply(&Command::Join(member(1, 2))).changed, "slot taken");
         assert!(!s.apply(&Command::Join(member(99, 2))).changed, "no such slot");
-        assert!(s.apply(&Command::Evict { slot: 1, incarnation: 1 }).changed);
-        assert!(!s.apply(&Command::Evict { slot: 1, incarnation: 1 }).changed);
+        assert!(s.apply(&evict(1, 1)).changed);
+        assert!(!s.apply(&evict(1, 1)).changed);
         assert!(!s.apply(&Command::Join(member(1, 1))).changed, "it was evicted");
         assert!(s.apply(&Command::Join(member(1, 2))).changed);
     }
@@ -166,7 +200,7 @@ mod tests {
         assert!(s.apply(&rehome(1, true)).changed && s.arranged);
         assert!(!s.apply(&rehome(2, true)).changed, "it is there already");
         assert_eq!(s.view.primary(Shard(1)), Some(2));
-        assert!(s.apply(&Command::Evict { slot: 0, incarnation: 1 }).changed && !s.arranged);
+        assert!(s.apply(&evict(0, 1)).changed && !s.arranged);
         assert!(
             !s.apply(&Command::Rehome { epoch: 3, asked: true, to: 0, shards: vec![0] }).changed
         );
@@ -175,11 +209,11 @@ mod tests {
     #[test]
     fn a_copy_made_for_an_earlier_incarnation_does_not_count() {
         let mut s = three();
-        s.apply(&Command::Evict { slot: 1, incarnation: 1 });
+        s.apply(&evict(1, 1));
         s.apply(&Command::Join(member(1, 2)));
         let copied_in = s.view.epoch;
         let all: Vec<u16> = (0..1024).collect();
-        s.apply(&Command::Evict { slot: 1, incarnation: 2 });
+        s.apply(&evict(1, 2));
         s.apply(&Command::Join(member(1, 3)));
         let late = Command::Rebuilt { slot: 1, epoch: copied_in, shards: all.clone() };
         assert!(!s.apply(&late).changed);

@@ -3,6 +3,7 @@
 
 use crate::TypeConfig;
 use crate::address::{Stream, dial};
+use crate::decide::Findings;
 use clustix_ccache::view::{Member, View};
 use openraft::BasicNode;
 use openraft::error::{InstallSnapshotError, NetworkError, RPCError, RaftError, Unreachable};
@@ -31,8 +32,8 @@ pub enum Call {
     Vote(VoteRequest<u64>),
     /// Raft's.
     Snapshot(InstallSnapshotRequest<TypeConfig>),
-    /// What the caller suspects now: all of it, slots and incarnations.
-    Report(Vec<(u8, u64)>),
+    /// What the caller has found out about the others: all of it.
+    Report(Findings),
     /// Copies that are complete.
     Rebuilt {
         /// Slot that holds them.

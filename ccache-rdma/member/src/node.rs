@@ -2,12 +2,13 @@
 
 use crate::address::{Listener, Place, Stream};
 use crate::command::{Command, State};
-use crate::decide::{Report, Situation, Step};
+use crate::decide::{Findings, Report, Situation, Step};
 use crate::network::{Answer, Call, Envelope, Factory, call_once, receive, send};
 use crate::store::{Machine, Store};
-use crate::{TypeConfig, node_of, raft_id};
+use crate::{TypeConfig, WITNESS, node_of, raft_id};
 use clustix_ccache::lease::Timing;
 use clustix_ccache::request::MemberEvent;
+use clustix_ccache::succession::Incarnation;
 use clustix_ccache::view::{MAX_NODES, Member, View};
 use clustix_pd::Region;
 use clustix_pd::exec::now_ns;
@@ -125,7 +126,7 @@ type Asked = (u64, u8, Vec<u16>);
 enum Told {
     Report {
         from: u64,
-        suspects: Vec<(u8, u64)>,
+        findings: Findings,
     },
     Rebuilt(Rebuilt),
     Rehome(Asked),
@@ -285,14 +286,14 @@ async fn answer(
         Call::Snapshot(rpc) => {
             raft.install_snapshot(rpc).await.map_or(Answer::Refused, Answer::Snapshot)
         }
-        Call::Report(suspects) if suspects.len() <= MAX_NODES => {
-            note(Told::Report { from, suspects })
+        Call::Report(findings)
+            if findings.suspects.len() <= MAX_NODES && findings.ended.len() <= MAX_NODES =>
+        {
+            note(Told::Report { from, findings })
         }
         Call::Rebuilt { slot, epoch, shards } => note(Told::Rebuilt((slot, epoch, shards))),
         Call::Rehome { epoch, to, shards } => note(Told::Rehome((epoch, to, shards))),
-        Call::Join(m)
-            if usize::from(m.slot) < MAX_NODES && from == raft_id(m.slot, m.incarnation) =>
-        {
+        Call::Join(m) if m.slot <= WITNESS && from == raft_id(m.slot, m.incarnation) => {
             note(Told::Join(m))
         }
         Call::Report(_) | Call::Join(_) => Answer::Refused,
@@ -312,7 +313,12 @@ struct Governor {
     /// As the one who founds a cluster: the incarnations that have said they wait for one.
     founders: BTreeMap<u8, (u64, u64)>,
     /// Since when this node's ccache suspects them.
-    own: BTreeMap<(u8, u64), u64>,
+    own: BTreeMap<Incarnation, u64>,
+    /// Who has ended, by slot the latest, and the latest view whose gone are revoked, by this node's ccache.
+    ended: BTreeMap<u8, u64>,
+    revoked: u64,
+    /// Others were last told of a suspicion.
+    suspected: bool,
     reports: BTreeMap<u64, Report>,
     joins: Vec<(Member, u64)>,
     ready: BTreeMap<u64, Member>,
@@ -348,6 +354,9 @@ impl Governor {
             views,
             founders: BTreeMap::new(),
             own: BTreeMap::new(),
+            ended: BTreeMap::new(),
+            revoked: 0,
+            suspected: false,
             reports: BTreeMap::new(),
             joins: Vec::new(),
             ready: BTreeMap::new(),
@@ -424,6 +433,14 @@ impl Governor {
                     None => {}
                 }
             }
+            MemberEvent::Ended { slot, incarnation } => {
+                self.ended.insert(slot, incarnation);
+                self.repeat_at = 0;
+            }
+            MemberEvent::Revoked { epoch } => {
+                self.revoked = self.revoked.max(epoch);
+                self.repeat_at = 0;
+            }
             MemberEvent::LeaseLost => self.heard_of_leader = 0,
         }
     }
@@ -432,9 +449,9 @@ impl Governor {
         let now = now_ns();
         let join_age = crate::decide::join_age(self.config.timing);
         match told {
-            Told::Report { from, suspects } => {
+            Told::Report { from, findings } => {
                 if self.reports.len() < 4 * MAX_NODES || self.reports.contains_key(&from) {
-                    self.reports.insert(from, Report { at: now, suspects });
+                    self.report(now, from, findings);
                 }
             }
             Told::Rebuilt((slot, epoch, shards)) => {
@@ -448,7 +465,7 @@ impl Governor {
                     (j.slot, j.incarnation) != (m.slot, m.incarnation)
                         && now.saturating_sub(*at) < join_age
                 });
-                if self.joins.len() < MAX_NODES {
+                if self.joins.len() < 2 * MAX_NODES {
                     self.joins.push((m, now));
                 }
             }
@@ -500,10 +517,12 @@ impl Governor {
         self.own.retain(|(slot, incarnation), _| {
             view.member(*slot).is_some_and(|m| m.incarnation == *incarnation)
         });
-        self.reports.insert(
-            self.config.id(),
-            Report { at: now, suspects: self.own.keys().copied().collect() },
-        );
+        let findings = self.findings();
+        self.report(now, self.config.id(), findings);
+        if self.is_witness() {
+            let wish = self.config.member(WITNESS, self.config.incarnation);
+            self.told(Told::Join(wish));
+        }
         if leads {
             for (slot, epoch, shards) in &self.pending {
                 self.rebuilt.entry((*slot, *epoch)).or_default().extend(shards);
@@ -524,6 +543,23 @@ impl Governor {
             self.rebuilt.clear();
             self.asked = None;
         }
+    }
+
+    fn is_witness(&self) -> bool {
+        self.config.slot == WITNESS
+    }
+
+    fn findings(&self) -> Findings {
+        Findings {
+            suspects: self.own.keys().copied().collect(),
+            ended: self.ended.iter().map(|(slot, incarnation)| (*slot, *incarnation)).collect(),
+            revoked: self.revoked,
+        }
+    }
+
+    fn report(&mut self, now: u64, from: u64, findings: Findings) {
+        let report = Report::new(self.config.timing, now, findings, self.reports.get(&from));
+        self.reports.insert(from, report);
     }
 
     /// Stands for election as soon as votes are granted again after the leader's death, if nobody
@@ -555,12 +591,21 @@ impl Governor {
 
     fn tell_others(&mut self, now: u64, view: &View, leader: Option<u64>, leads: bool) {
         let me = self.config.slot;
-        let suspects: Vec<(u8, u64)> = self.own.keys().copied().collect();
         let others = || view.members.iter().filter(|m| m.slot != me);
-        if !suspects.is_empty() {
-            for m in others() {
-                let to = raft_id(m.slot, m.incarnation);
-                self.call(m.slot, to, Call::Report(suspects.clone()));
+        let findings = self.findings();
+        let news = {
+            let succession = &self.state.borrow().succession;
+            succession.unsettled().is_some_and(|epoch| findings.revoked >= epoch)
+                || findings.ended.iter().any(|e| succession.knows(e))
+        };
+        // Also that none is suspected any more.
+        let silent = findings.suspects.is_empty() && !std::mem::take(&mut self.suspected);
+        if news || !silent {
+            self.suspected = !findings.suspects.is_empty();
+            let witness = view.witness.filter(|_| me != WITNESS).map(|w| (WITNESS, w));
+            for (slot, incarnation) in others().map(|m| (m.slot, m.incarnation)).chain(witness) {
+                let to = raft_id(slot, incarnation);
+                self.call(slot, to, Call::Report(findings.clone()));
             }
         }
         if let Some(leader) = leader.filter(|_| !leads) {
@@ -673,7 +718,6 @@ impl Governor {
                 matched: matched.filter_map(|(id, at)| Some((*id, at.as_ref()?.index))).collect(),
                 last: m.last_log_index.unwrap_or(0),
                 reports: self.reports.clone(),
-                own: self.own.clone(),
                 joins: self.joins.clone(),
                 ready: self.ready.clone(),
                 rebuilt: std::mem::take(&mut self.rebuilt),

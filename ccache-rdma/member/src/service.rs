@@ -6,7 +6,8 @@ use crate::node::{Config, Ended, run};
 use clustix_ccache::cache::CacheError;
 use clustix_ccache::client::CacheClient;
 use clustix_ccache::view::View;
-use clustix_pd::{Boot, exec};
+use clustix_pd::{Boot, Region, exec, sandbox};
+use std::os::fd::OwnedFd;
 use tokio::sync::mpsc;
 
 /// Ends with the reason on standard error; the node goes on only if this was no eviction.
@@ -91,4 +92,37 @@ fn install(cache: &CacheClient, mut views: mpsc::Receiver<View>) {
             fail(&format_args!("ccache refused view {epoch}: {e}"));
         }
     }
+}
+
+/// Runs a witness: a member without a ccache, that votes where the nodes are even in number. `fd` listens at
+/// its address; descriptors 0 and 1 are closed. It ends only when it cannot go on, and says why.
+///
+/// Log and vote are in this process's memory: another process is another incarnation.
+pub fn witness(config: Config, fd: OwnedFd) -> Ended {
+    let owner = rustix::process::getuid().as_raw();
+    let region = match Region::anonymous(crate::RAFT_BYTES) {
+        Ok(region) => region,
+        Err(e) => return Ended::Start(e),
+    };
+    let runtime = match tokio::runtime::Builder::new_current_thread().enable_all().build() {
+        Ok(runtime) => runtime,
+        Err(e) => return Ended::Start(e),
+    };
+    // Nothing is told by a ccache, nor to one.
+    let (_events, none) = mpsc::channel(1);
+    let (views, _) = mpsc::channel(1);
+    let address = config.address(config.slot).to_owned();
+    let role = if is_path(&address) { "member" } else { "member-tcp" };
+    if let Err(e) = sandbox::enter(role, true) {
+        return Ended::Start(std::io::Error::other(e));
+    }
+    runtime.block_on(async {
+        match Listener::new(fd, &address, owner, config.token) {
+            Ok(listener) => match run(config, listener, region, none, views).await {
+                Err(e) => e,
+                Ok(never) => match never {},
+            },
+            Err(e) => Ended::Start(e),
+        }
+    })
 }

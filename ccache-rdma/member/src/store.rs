@@ -272,6 +272,8 @@ impl RaftStateMachine<TypeConfig> for Machine {
                     result = self.now.state.apply(&command);
                     if result.changed {
                         self.publish().await;
+                    } else {
+                        self.latest.send_replace(self.now.state.clone());
                     }
                 }
                 EntryPayload::Membership(m) => {

@@ -306,7 +306,8 @@ impl Cluster {
         for at in 0..self.nodes.len() {
             let n = &self.nodes[at];
             let runs = n.alive && n.paused_until <= self.now();
-            if !runs || !self.membership.hears(n, &self.nodes, &self.net.borrow()) {
+            let late = self.membership.witness && !self.random.chance(4);
+            if !runs || late || !self.membership.hears(n, &self.nodes, &self.net.borrow()) {
                 continue;
             }
             let view = self.membership.views[n.views].clone();

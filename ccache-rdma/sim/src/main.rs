@@ -28,7 +28,7 @@ struct Cli {
     #[arg(long)]
     nodes: Option<u8>,
     /// These faults, whatever the seed says: crash, crash-twice, suspicion, isolation, link, pause,
-    /// return
+    /// return, split
     #[arg(long, value_delimiter = ',', value_parser = fault)]
     faults: Option<Vec<Fault>>,
     /// With this known bug put back into the engine, under the plan that is to catch it
@@ -38,8 +38,11 @@ struct Cli {
     /// Threads
     #[arg(long)]
     threads: Option<usize>,
+    /// Few nodes and a witness
+    #[arg(long)]
+    witness: bool,
     /// The variant for 128 nodes, whose words count groups; then what its operations send
-    #[arg(long, conflicts_with_all = ["trace", "nodes", "faults"])]
+    #[arg(long, conflicts_with_all = ["trace", "nodes", "faults", "witness"])]
     group: bool,
 }
 
@@ -82,12 +85,13 @@ fn fault(name: &str) -> Result<Fault, String> {
 
 impl Cli {
     fn plan(&self, seed: u64) -> Plan {
+        let of = if self.witness { Plan::witnessed } else { Plan::of };
         #[cfg(not(feature = "put-back-bugs"))]
-        let mut plan = Plan::of(seed);
+        let mut plan = of(seed);
         #[cfg(feature = "put-back-bugs")]
         let mut plan = match self.bug {
             Some(bug) => clustix_sim::bugs::plan(bug, seed),
-            None => Plan::of(seed),
+            None => of(seed),
         };
         plan.nodes = self.nodes.unwrap_or(plan.nodes);
         if let Some(faults) = &self.faults {

@@ -1,11 +1,13 @@
 //! Who decides views in the simulator: an oracle that does what a consensus of the members would.
 //! A view is decided only by a majority of the members of the view before it, all running and all
-//! able to talk with each other; whoever is cut off neither decides nor hears of it.
+//! able to talk with each other; whoever is cut off neither decides nor hears of it. With a witness, which
+//! votes where the members are even in number, only one of those who decide knows of it at once.
 
 use crate::net::Net;
-use crate::node::Node;
+use crate::node::{Node, timing};
 use crate::random::Random;
 use clustix_ccache::name::Shard;
+use clustix_ccache::succession::{Incarnation, Succession};
 use clustix_ccache::view::{Member, Slots, View};
 
 /// A copy that has been filled, as its primary reported it.
@@ -35,6 +37,17 @@ pub struct Membership {
     rehoming: Option<(u8, Vec<Shard>)>,
     /// How many such views were decided.
     pub rehomed: u64,
+    /// There is a witness.
+    pub witness: bool,
+    /// A known mistake: evictions are decided whatever came before.
+    pub careless: bool,
+    /// Who has ended is known.
+    pub notices: bool,
+    succession: Succession,
+    /// Since when all members have revoked whom the last view leaves out.
+    revoked: Option<u64>,
+    /// Evictions that were not decided since they were not safe, counted at each turn.
+    pub refused: u64,
 }
 
 impl Membership {
@@ -45,8 +58,29 @@ impl Membership {
 
     /// Decides without asking.
     pub fn decide(&mut self, view: View, deciders: Slots) {
+        self.succession.decided(&view);
         self.views.push(view);
         self.deciders.push(deciders);
+    }
+
+    /// Whether so many members of the last view can decide the next one.
+    pub fn is_majority(&self, members: usize) -> bool {
+        let all = self.view().members.len();
+        let witness = usize::from(self.witness && all.is_multiple_of(2));
+        members + witness > (all + witness) / 2
+    }
+
+    /// Whether a node may be evicted, whose process has ended or not.
+    pub fn may_evict(&self, node: Incarnation, dead: bool, nodes: &[Node]) -> bool {
+        let mut ended: Vec<Incarnation> = Vec::new();
+        if self.notices {
+            let gone = nodes.iter().filter(|n| !n.alive).map(|n| (n.slot, n.incarnation));
+            ended.extend(gone.chain(dead.then_some(node)));
+        }
+        for j in &self.joining {
+            ended.extend(self.succession.before((j.slot, j.incarnation)));
+        }
+        self.succession.may_evict(self.view(), node, &ended)
     }
 
     /// Notes a report for the next decision.
@@ -93,12 +127,28 @@ impl Membership {
                 group.push(next);
             }
         }
-        (group.len() >= self.view().majority()).then(|| group.into_iter().collect())
+        self.is_majority(group.len()).then(|| group.into_iter().collect())
+    }
+
+    /// Notes that all members have revoked whom the last view leaves out, and that a lease has passed since.
+    fn settle(&mut self, nodes: &[Node], now: u64) {
+        let Some(epoch) = self.succession.unsettled() else { return };
+        let has = |slot: u8, incarnation: u64| {
+            let it = nodes.iter().find(|n| (n.slot, n.incarnation) == (slot, incarnation));
+            it.is_some_and(|n| n.engine.view().epoch >= epoch && n.engine.has_revoked())
+        };
+        if !self.view().members.iter().all(|m| has(m.slot, m.incarnation)) {
+            self.revoked = None;
+        } else if now - *self.revoked.get_or_insert(now) > 2 * timing().over_by() {
+            self.revoked = None;
+            self.succession.settled(epoch);
+        }
     }
 
     /// Decides what can be decided now, at most one view.
     pub fn turn(&mut self, random: &mut Random, nodes: &[Node], net: &Net) {
         let view = self.view().clone();
+        self.settle(nodes, net.now);
         let member = |slot: u8, incarnation: u64| {
             view.member(slot).is_some_and(|m| m.incarnation == incarnation)
         };
@@ -118,8 +168,13 @@ impl Membership {
                     // The last copy of something: two losses at once are more than is promised.
                     continue;
                 }
+                if !self.careless && !self.may_evict((*slot, *incarnation), false, nodes) {
+                    self.refused += 1;
+                    continue;
+                }
                 if let Some(by) = self.majority(random, &voters, net, Some(n.slot), Some(*slot)) {
                     self.rebuilt.clear();
+                    let by = if self.witness { Slots::one(n.slot) } else { by };
                     return self.decide(next, by);
                 }
             }
@@ -158,7 +213,9 @@ impl Membership {
             && self.views[node.views]
                 .member(node.slot)
                 .is_some_and(|m| m.incarnation == node.incarnation);
+        // The witness tells whoever is not cut off from anybody.
         decided
+            || self.witness && nodes.iter().all(|n| !net.is_cut(n.slot, node.slot))
             || nodes.iter().any(|n| {
                 let knows = n.views > node.views
                     || by.contains(n.slot)

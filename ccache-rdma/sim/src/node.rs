@@ -140,11 +140,7 @@ impl Node {
             }
             Action::Revoke { peer } => {
                 self.fabric.revoke(now, peer);
-                if let Some(o) = self.outboxes.remove(&peer) {
-                    for (token, _) in o.posts {
-                        self.refuse(peer, token);
-                    }
-                }
+                self.close(peer);
             }
             Action::Connect { peer, incarnation } => {
                 let (way, posts, sends) =
@@ -203,8 +199,21 @@ impl Node {
         self.feed(now, Event::Lease { until }, news);
     }
 
-    /// The shell has noticed that a peer's process ended.
+    /// Nothing more of this node's goes to that peer.
+    fn close(&mut self, peer: u8) {
+        if let Some(o) = self.outboxes.remove(&peer) {
+            for (token, _) in o.posts {
+                self.refuse(peer, token);
+            }
+        }
+    }
+
+    /// The shell has noticed that a peer's process ended: from now on no renewal counts in its memory.
     pub fn link_broke(&mut self, now: u64, slot: u8, incarnation: u64, news: &mut Vec<News>) {
+        let next = |o: &Outbox| matches!(o.way, Way::Opening(i) if i != incarnation);
+        if !self.outboxes.get(&slot).is_some_and(next) {
+            self.close(slot);
+        }
         self.feed(now, Event::Ended { peer: slot, incarnation }, news);
         let opinion = self.watch.broken(slot, incarnation);
         self.opinion(opinion);

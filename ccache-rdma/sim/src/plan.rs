@@ -21,11 +21,13 @@ pub enum Fault {
     Pause,
     /// A node that is gone comes back.
     Return,
+    /// A node has another evicted, and is cut off from all others before they hear of it.
+    Split,
 }
 
 impl Fault {
     /// All, with their names on the command line.
-    pub const ALL: [(&str, Fault); 7] = [
+    pub const ALL: [(&str, Fault); 8] = [
         ("crash", Fault::Crash),
         ("crash-twice", Fault::CrashTwice),
         ("suspicion", Fault::Suspicion),
@@ -33,6 +35,7 @@ impl Fault {
         ("link", Fault::Link),
         ("pause", Fault::Pause),
         ("return", Fault::Return),
+        ("split", Fault::Split),
     ];
 
     /// By its name.
@@ -63,6 +66,10 @@ pub struct Plan {
     pub faults: Vec<Fault>,
     /// Shards get other primaries, one time in so many steps; 0: never.
     pub rehomes: usize,
+    /// There is a witness.
+    pub witness: bool,
+    /// Evictions are decided whatever came before: a known mistake.
+    pub careless: bool,
     /// How long work goes on before, between and after, ns.
     pub stretch: u64,
 }
@@ -103,7 +110,35 @@ impl Plan {
             faults,
             // From a source of its own: what else a seed means stays as it was.
             rehomes: [0, 0, 3_000, 700][Random(seed ^ 0x686f_6d65).below(4)],
+            witness: false,
+            careless: false,
             stretch: 150_000 + r.number() % 400_000,
         }
+    }
+
+    /// The plan of a seed for a few nodes and a witness.
+    pub fn witnessed(seed: u64) -> Plan {
+        let plan = Plan::of(seed);
+        let mut r = Random(seed ^ 0x7769_746e);
+        let kinds = [
+            Fault::Crash,
+            Fault::CrashTwice,
+            Fault::Suspicion,
+            Fault::Split,
+            Fault::Split,
+            Fault::Isolation,
+            Fault::Link,
+            Fault::Pause,
+            Fault::Return,
+            Fault::Return,
+        ];
+        let nodes = 2 + r.below(3) as u8;
+        let mut faults: Vec<Fault> =
+            (0..1 + r.below(5)).map(|_| kinds[r.below(kinds.len())]).collect();
+        if nodes > 3 {
+            // Where not all have all, so many lost links would take last copies.
+            faults.retain(|f| *f != Fault::Split);
+        }
+        Plan { nodes, witness: true, faults, ..plan }
     }
 }

@@ -71,6 +71,9 @@ impl Run {
         c.trace = trace;
         c.net.borrow_mut().trace = trace;
         c.notices = plan.notices;
+        c.membership.notices = plan.notices;
+        c.membership.witness = plan.witness;
+        c.membership.careless = plan.careless;
         #[cfg(feature = "put-back-bugs")]
         c.put_back(plan.bug);
         for n in objects() {
@@ -488,7 +491,11 @@ impl Run {
         });
         let copies =
             view.shards.iter().all(|r| r.primary.is_none() || r.complete().iter().any(among));
-        at_peace && left.len() >= view.majority() && copies
+        let evicted = self.c.at(slot).is_none_or(|at| {
+            let node = (slot, self.c.nodes[at].incarnation);
+            self.c.membership.may_evict(node, true, &self.c.nodes)
+        });
+        at_peace && self.c.membership.is_majority(left.len()) && copies && evicted
     }
 
     fn victim(&mut self) -> Option<u8> {
@@ -573,6 +580,25 @@ impl Run {
                 let until = now + self.random.time(lease / 2, 8 * lease);
                 self.c.pause(victim, until);
                 self.run_until(until);
+            }
+            Fault::Split => {
+                let others: Vec<u8> = self.c.view().slots().without(victim).iter().collect();
+                if others.is_empty() {
+                    return;
+                }
+                let by = others[self.random.below(others.len())];
+                self.c.suspect(by, victim);
+                let meanwhile = self.random.time(5_000, 100_000);
+                self.run(meanwhile);
+                let rest: Vec<u8> = (0..self.plan.nodes).filter(|s| *s != by).collect();
+                for other in &rest {
+                    self.c.cut(by, *other, true);
+                }
+                let length = self.random.time(lease, 10 * lease);
+                self.run(length);
+                for other in &rest {
+                    self.c.cut(by, *other, false);
+                }
             }
             Fault::Return => {}
         }

@@ -137,6 +137,7 @@ impl Engine {
             used_bytes: self.primary.used_bytes * self.view.wanted().max(1) as u64,
             budget_bytes: self.config.budget_bytes,
             primaries: self.view.primaries(),
+            witness: self.view.witness,
         }
     }
 }

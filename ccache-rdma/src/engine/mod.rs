@@ -380,6 +380,12 @@ impl Engine {
         !self.frozen
     }
 
+    /// Whether all whom the view leaves out have been revoked here: none of them completes anything in this
+    /// node's memory any more.
+    pub fn has_revoked(&self) -> bool {
+        self.change.as_ref().is_none_or(|c| c.revoked())
+    }
+
     /// Operations under way.
     pub fn under_way(&self) -> usize {
         self.ops.len()

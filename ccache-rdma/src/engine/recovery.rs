@@ -57,6 +57,13 @@ pub(crate) struct Change {
     times: Times,
 }
 
+impl Change {
+    /// Nobody's revoke is awaited.
+    pub(crate) fn revoked(&self) -> bool {
+        self.revoking.is_empty()
+    }
+}
+
 /// When the parts of a change of view were through on this node, ns.
 #[derive(Clone, Copy, PartialEq, Eq, Debug, Default)]
 pub struct Times {
@@ -267,7 +274,7 @@ impl Engine {
                             || self.connected[usize::from(m.slot)] == Some((m.incarnation, true))
                     });
                     let under_way = self.outstanding > 0 && !self.bug(Bug::NoDrain);
-                    if !c.revoking.is_empty() || !connected || under_way {
+                    if !c.revoked() || !connected || under_way {
                         return;
                     }
                     self.say();

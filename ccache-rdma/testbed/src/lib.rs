@@ -185,7 +185,10 @@ impl Cluster {
                         self.install(next);
                     }
                 }
-                MemberEvent::Trust { .. } | MemberEvent::LeaseLost => {}
+                MemberEvent::Trust { .. }
+                | MemberEvent::Ended { .. }
+                | MemberEvent::Revoked { .. }
+                | MemberEvent::LeaseLost => {}
             }
         }
     }

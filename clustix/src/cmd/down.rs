@@ -5,7 +5,7 @@ use crate::connection::Connection;
 use crate::interrupt::Interrupts;
 use crate::procfs::{self, Process};
 use crate::snapshot::{self, Writer};
-use crate::state::{Cluster, Folder, Phase};
+use crate::state::{Cluster, Folder, Phase, WITNESS, called};
 use crate::wire::{Program, Reply, Request, Status};
 use anyhow::{Context, Result, anyhow, bail};
 use clustix_ccache::set;
@@ -32,7 +32,7 @@ pub fn down(folder: &Folder, args: &Down) -> Result<ExitCode> {
         bail!("cluster {:?} was never up", folder.name())
     };
     let begin = Instant::now();
-    let live = folder.live()?;
+    let live = folder.all_live()?;
     let ended = match cluster.phase {
         Phase::Stopped if live.is_empty() => {
             folder.clean()?;
@@ -63,7 +63,8 @@ pub fn down(folder: &Folder, args: &Down) -> Result<ExitCode> {
             end_nodes(&live)?;
             finish(folder, &mut cluster)?;
             println!(
-                "node {here} of cluster {:?} is down after {} ms; what the cluster holds stays with the others that run",
+                "{} of cluster {:?} is down after {} ms; what the cluster holds stays with the others that run",
+                called(here),
                 cluster.name,
                 begin.elapsed().as_millis()
             );
@@ -106,7 +107,7 @@ pub struct Ended {
 /// As [`down`].
 pub fn stop(folder: &Folder, cluster: &mut Cluster, discard: bool) -> Result<Ended> {
     let interrupts = Interrupts::new()?;
-    let live = folder.live()?;
+    let live = folder.all_live()?;
     let mut ended = Ended::default();
     if !discard {
         cluster.phase = Phase::Stopping;
@@ -114,7 +115,7 @@ pub fn stop(folder: &Folder, cluster: &mut Cluster, discard: bool) -> Result<End
         match keep(folder, &live, &mut ended, &interrupts) {
             Ok(()) => {}
             Err(e) => {
-                for (slot, _) in &live {
+                for (slot, _) in live.iter().filter(|(slot, _)| *slot != WITNESS) {
                     let _ =
                         Connection::open(folder, *slot, Request::Thaw).and_then(|mut c| c.all());
                 }
@@ -143,7 +144,7 @@ fn keep(
     ended: &mut Ended,
     interrupts: &Interrupts,
 ) -> Result<()> {
-    let slots: Vec<u8> = live.iter().map(|(slot, _)| *slot).collect();
+    let slots: Vec<u8> = live.iter().map(|(slot, _)| *slot).filter(|s| *s != WITNESS).collect();
     let stop_here = || match interrupts.caught() {
         Some(signal) => Err(anyhow!("interrupted by signal {signal}")),
         None => Ok(()),
@@ -270,8 +271,9 @@ fn end_nodes(live: &[(u8, Process)]) -> Result<()> {
     let until = Instant::now() + END;
     for (slot, process) in live {
         if !process.wait(until.saturating_duration_since(Instant::now())) {
-            eprintln!("clustix: node {slot} did not end by itself; killing it");
-            procfs::kill_tree(process).with_context(|| format!("could not end node {slot}"))?;
+            eprintln!("clustix: {} did not end by itself; killing it", called(*slot));
+            procfs::kill_tree(process)
+                .with_context(|| format!("could not end {}", called(*slot)))?;
         }
     }
     let until = Instant::now() + END;
@@ -281,7 +283,7 @@ fn end_nodes(live: &[(u8, Process)]) -> Result<()> {
                 process.signal(Signal::KILL)?;
             }
             if !process.wait(until.saturating_duration_since(Instant::now())) {
-                bail!("process {} of node {slot} would not end", process.pid);
+                bail!("process {} of {} would not end", process.pid, called(*slot));
             }
         }
     }

@@ -2,7 +2,7 @@
 
 use crate::args::{Logs, Metrics, Objects};
 use crate::connection::{ask, ask_all};
-use crate::state::{Folder, Phase};
+use crate::state::{Folder, Phase, WITNESS, called};
 use crate::wire::{Metric, Object, Pd, Program, Reply, Request, Status};
 use anyhow::{Context, Result, bail};
 use clustix_ccache::set;
@@ -119,6 +119,26 @@ pub fn nodes(folder: &Folder, json: bool) -> Result<ExitCode> {
             "primaries": member.map_or(0, |m| m.primaries),
         }));
     }
+    let process = folder.process(WITNESS)?;
+    let pid = process.map(|p| p.pid);
+    if let Some(incarnation) = status.witness.or(cluster.witness) {
+        let state = match (pid, status.witness) {
+            (_, Some(_)) => "up",
+            (Some(_), None) => "joining",
+            (None, None) => "down",
+        };
+        rows.push(vec![
+            "witness".to_owned(),
+            state.to_owned(),
+            pid.map_or("-".to_owned(), |p| p.to_string()),
+            incarnation.to_string(),
+            "-".to_owned(),
+        ]);
+        values.push(json!({
+            "node": "witness", "state": state, "pid": pid, "incarnation": incarnation,
+            "primaries": 0,
+        }));
+    }
     if json {
         print_json(&Value::Array(values))?;
     } else {
@@ -142,6 +162,7 @@ pub fn status(folder: &Folder, json: bool) -> Result<ExitCode> {
             "can_lose_a_node": s.can_lose_a_node, "two_copies_of_all": s.copies,
             "majority_without_one": s.votes, "shards": s.shards,
             "shards_rebuilding": s.rebuilding, "shards_lost": s.lost,
+            "witness": s.witness.is_some(),
         }))?;
     } else {
         let mut text = format!(
@@ -161,6 +182,11 @@ pub fn status(folder: &Folder, json: bool) -> Result<ExitCode> {
             }
             (true, false) => "no node can be lost now: something has one complete copy only\n",
         });
+        match (s.witness, cluster.witness) {
+            (Some(_), _) => text.push_str("a witness is there\n"),
+            (None, Some(_)) => text.push_str("the witness is not there\n"),
+            (None, None) => {}
+        }
         match s.rebuilding {
             0 => text.push_str("nothing is being rebuilt\n"),
             n => text.push_str(&format!("being rebuilt: {n} of {} shards\n", s.shards)),
@@ -394,7 +420,7 @@ pub fn logs(folder: &Folder, args: &Logs) -> Result<ExitCode> {
             cluster.check_here(slot)?;
             vec![slot]
         }
-        None => cluster.slots(),
+        None => cluster.slots().into_iter().chain([WITNESS]).collect(),
     };
     let mut values = Vec::new();
     let mut any = false;
@@ -402,11 +428,13 @@ pub fn logs(folder: &Folder, args: &Logs) -> Result<ExitCode> {
         let Ok(bytes) = std::fs::read(folder.node(slot).join("log")) else { continue };
         any = true;
         let text = String::from_utf8_lossy(&bytes).into_owned();
+        let node = if slot == WITNESS { json!("witness") } else { json!(slot) };
+        let who = if slot == WITNESS { "witness".to_owned() } else { called(slot) };
         for line in text.lines() {
             if args.json {
-                values.push(json!({"node": slot, "line": line}));
+                values.push(json!({"node": node, "line": line}));
             } else {
-                print(&format!("node {slot}: {}\n", plain(line)))?;
+                print(&format!("{who}: {}\n", plain(line)))?;
             }
         }
     }

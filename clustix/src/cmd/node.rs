@@ -6,7 +6,7 @@ use crate::connection;
 use crate::interrupt::Interrupts;
 use crate::launch::Nodes;
 use crate::procfs;
-use crate::state::Folder;
+use crate::state::{Folder, WITNESS, called};
 use crate::wire::Request;
 use anyhow::{Context, Result, anyhow, bail};
 use std::process::ExitCode;
@@ -15,24 +15,36 @@ use std::time::{Duration, Instant};
 /// Longest that a node may take to join.
 const BOUND: Duration = Duration::from_secs(30);
 
-/// Kills a node's tree.
+/// Kills a node's tree, or the witness.
 ///
 /// # Errors
 /// There is no such node, or it is down.
 pub fn kill_node(folder: &Folder, slot: u8) -> Result<ExitCode> {
     let _lock = folder.lock()?;
-    connection::candidates(folder, Some(slot))?;
-    let process = folder.process(slot)?.with_context(|| format!("node {slot} is down"))?;
+    folder.running()?.check_here(slot)?;
+    let Some(process) = folder.process(slot)? else {
+        bail!(
+            "{} is down; bring it back with `clustix start-node{} {}`",
+            called(slot),
+            folder.flag(),
+            if slot == WITNESS { "witness".to_owned() } else { slot.to_string() }
+        )
+    };
     let begin = Instant::now();
     let (processes, stragglers) = procfs::kill_tree(&process)?;
-    println!("node {slot}: {processes} processes killed in {} ms", begin.elapsed().as_millis());
+    let plural = if processes == 1 { "" } else { "es" };
+    println!(
+        "{}: {processes} process{plural} killed in {} ms",
+        called(slot),
+        begin.elapsed().as_millis()
+    );
     if stragglers > 0 {
         eprintln!("clustix: {stragglers} of them outlived their parent and were killed one by one");
     }
     Ok(ExitCode::SUCCESS)
 }
 
-/// Starts a node that is down.
+/// Starts a node that is down, or the witness.
 ///
 /// # Errors
 /// It runs; the cluster does not let it join in time. Then it does not run.
@@ -43,8 +55,8 @@ pub fn start_node(folder: &Folder, slot: u8) -> Result<ExitCode> {
     let mut cluster = folder.running()?;
     cluster.check_here(slot)?;
     let live = folder.live()?;
-    if live.iter().any(|(s, _)| *s == slot) {
-        bail!("node {slot} runs already");
+    if folder.process(slot)?.is_some() {
+        bail!("{} runs already", called(slot));
     }
     if live.is_empty() && cluster.hosts.is_none() {
         bail!(
@@ -60,12 +72,21 @@ pub fn start_node(folder: &Folder, slot: u8) -> Result<ExitCode> {
     nodes.start(slot, incarnation)?;
     // Of nodes on other hosts nothing is known here.
     let bound = if cluster.hosts.is_some() { up::HOSTS_BOUND } else { BOUND };
+    let wanted = live.len() as u8 + u8::from(slot != WITNESS);
     nodes
-        .serve(live.len() as u8 + 1, bound, &interrupts)
-        .with_context(|| format!("node {slot} did not join"))?;
+        .serve(wanted, None, bound, &interrupts)
+        .with_context(|| format!("{} did not join", called(slot)))?;
+    if slot == WITNESS && cluster.hosts.is_none() {
+        let witness = Some(incarnation);
+        let millis = u32::try_from(bound.as_millis()).unwrap_or(u32::MAX);
+        connection::ask(folder, None, &Request::AwaitServing { nodes: 1, witness, millis })
+            .context("the witness did not join")?;
+    }
     nodes.keep();
     println!(
-        "node {slot} serves after {} ms (incarnation {incarnation})",
+        "{} {} after {} ms (incarnation {incarnation})",
+        called(slot),
+        if slot == WITNESS { "is there" } else { "serves" },
         begin.elapsed().as_millis()
     );
     Ok(ExitCode::SUCCESS)

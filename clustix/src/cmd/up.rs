@@ -7,7 +7,7 @@ use crate::interrupt::Interrupts;
 use crate::launch::{self, Nodes};
 use crate::procfs;
 use crate::snapshot;
-use crate::state::{Cluster, Folder, MAX_NODES, Phase};
+use crate::state::{Cluster, Folder, MAX_NODES, Phase, WITNESS, called};
 use anyhow::{Context, Result, bail};
 use std::process::ExitCode;
 use std::time::{Duration, Instant};
@@ -29,7 +29,8 @@ pub fn up(folder: &Folder, args: &Up) -> Result<ExitCode> {
     let _lock = folder.lock()?;
     let mut cluster = folder.cluster()?.unwrap_or_else(|| Cluster::new(folder.name()));
     make_way(folder, &mut cluster)?;
-    if let (Some(file), Some(slot)) = (&args.hosts, args.node) {
+    if let Some(file) = &args.hosts {
+        let slot = args.node.unwrap_or(WITNESS);
         return up_here(folder, cluster, Hosts::read(file)?, slot, &interrupts);
     }
     let Some(nodes_wanted) = args.nodes else { bail!("how many nodes? Use --nodes") };
@@ -47,13 +48,16 @@ pub fn up(folder: &Folder, args: &Up) -> Result<ExitCode> {
     cluster.generation += 1;
     let incarnations: Vec<u64> = (0..nodes_wanted).map(|slot| cluster.incarnate(slot)).collect();
     cluster.incarnations.truncate(usize::from(nodes_wanted));
+    cluster.witness = None;
+    let witness = args.witness.then(|| (WITNESS, cluster.incarnate(WITNESS)));
     folder.save(&cluster)?;
 
     let mut nodes = Nodes::new(folder);
     let served = (0..nodes_wanted)
         .zip(incarnations)
+        .chain(witness)
         .try_for_each(|(slot, incarnation)| nodes.start(slot, incarnation))
-        .and_then(|()| nodes.serve(nodes_wanted, BOUND, &interrupts))
+        .and_then(|()| nodes.serve(nodes_wanted, cluster.witness, BOUND, &interrupts))
         .and_then(|()| match kept {
             Some(_) => launch::restore(&nodes, &folder.snapshot(), &interrupts),
             None => Ok(0),
@@ -63,8 +67,8 @@ pub fn up(folder: &Folder, args: &Up) -> Result<ExitCode> {
         Err(e) => {
             // The logs go with the nodes: what they say last is all there is to learn from.
             if !format!("{e:#}").contains("its log ends") && interrupts.caught().is_none() {
-                for slot in 0..nodes_wanted {
-                    eprintln!("node {slot}{}", launch::tail(folder, slot));
+                for slot in (0..nodes_wanted).chain(witness.map(|(slot, _)| slot)) {
+                    eprintln!("{}{}", called(slot), launch::tail(folder, slot));
                 }
             }
             drop(nodes);
@@ -81,9 +85,10 @@ pub fn up(folder: &Folder, args: &Up) -> Result<ExitCode> {
     nodes.keep();
     let plural = if nodes_wanted == 1 { "" } else { "s" };
     print!(
-        "cluster {:?} serves with {} node{plural} after {} ms",
+        "cluster {:?} serves with {} node{plural}{} after {} ms",
         cluster.name,
         nodes_wanted,
+        if args.witness { " and a witness" } else { "" },
         begin.elapsed().as_millis()
     );
     match kept {
@@ -96,7 +101,7 @@ pub fn up(folder: &Folder, args: &Up) -> Result<ExitCode> {
     Ok(ExitCode::SUCCESS)
 }
 
-/// Starts this host's node of a cluster of several.
+/// Starts this host's node of a cluster of several, or its witness.
 fn up_here(
     folder: &Folder,
     mut cluster: Cluster,
@@ -105,7 +110,7 @@ fn up_here(
     interrupts: &Interrupts,
 ) -> Result<ExitCode> {
     let begin = Instant::now();
-    hosts.host(slot)?;
+    hosts.address(slot)?;
     let others: Vec<String> = hosts
         .node
         .iter()
@@ -123,10 +128,11 @@ fn up_here(
     let incarnation = cluster.incarnate(slot);
     folder.save(&cluster)?;
     let mut nodes = Nodes::new(folder);
-    let served = nodes
-        .start(slot, incarnation)
-        .and_then(|()| nodes.serve(1, HOSTS_BOUND, interrupts))
-        .with_context(|| format!("node {slot} did not come up; it may lack {}", others.join(", ")));
+    let served =
+        nodes.start(slot, incarnation).and_then(|()| nodes.serve(1, None, HOSTS_BOUND, interrupts));
+    let served = served.with_context(|| {
+        format!("{} did not come up; it may lack {}", called(slot), others.join(", "))
+    });
     if let Err(e) = served {
         drop(nodes);
         cluster.phase = Phase::Stopped;
@@ -137,8 +143,10 @@ fn up_here(
     folder.save(&cluster)?;
     nodes.keep();
     println!(
-        "node {slot} of cluster {:?} serves after {} ms (incarnation {incarnation})",
+        "{} of cluster {:?} {} after {} ms (incarnation {incarnation})",
+        called(slot),
         cluster.name,
+        if slot == WITNESS { "is there" } else { "serves" },
         begin.elapsed().as_millis()
     );
     Ok(ExitCode::SUCCESS)
@@ -146,12 +154,12 @@ fn up_here(
 
 /// Cleans what a killed `up` or `down` left, or says why there can be no new start.
 fn make_way(folder: &Folder, cluster: &mut Cluster) -> Result<()> {
-    let live = folder.live()?;
+    let live = folder.all_live()?;
+    let nodes = live.iter().filter(|(slot, _)| *slot != WITNESS).count();
     match cluster.phase {
-        Phase::Running if !live.is_empty() => bail!(
-            "cluster {:?} is up already, with {} of {} nodes running; stop it with `clustix down{}` or use another --name",
+        Phase::Running if nodes > 0 || cluster.hosts.is_some() && !live.is_empty() => bail!(
+            "cluster {:?} is up already, with {nodes} of {} nodes running; stop it with `clustix down{}` or use another --name",
             cluster.name,
-            live.len(),
             cluster.nodes,
             folder.flag()
         ),
@@ -171,7 +179,7 @@ fn make_way(folder: &Folder, cluster: &mut Cluster) -> Result<()> {
         _ => {}
     }
     for (slot, process) in &live {
-        procfs::kill_tree(process).with_context(|| format!("could not end node {slot}"))?;
+        procfs::kill_tree(process).with_context(|| format!("could not end {}", called(*slot)))?;
     }
     folder.clean()
 }

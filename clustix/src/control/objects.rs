@@ -59,6 +59,7 @@ fn shown(node: &Node, s: &request::NodeStatus) -> Status {
         copies: s.survival.copies,
         votes: s.survival.votes,
         can_lose_a_node: s.survival.can_lose_a_node(),
+        witness: s.witness,
     }
 }
 
@@ -92,11 +93,16 @@ pub(crate) fn rehome(node: &Node, to: u8, first: u16, last: u16) -> Result<(), F
 
 /// Answers once this node serves in a view of `nodes` nodes: the cache, the root directory and PID 1
 /// can be read, and the personality answers.
-pub(crate) fn await_serving(node: &Node, nodes: u8, millis: u32) -> Result<(), Failure> {
+pub(crate) fn await_serving(
+    node: &Node,
+    nodes: u8,
+    witness: Option<u64>,
+    millis: u32,
+) -> Result<(), Failure> {
     let until = exec::now_ns() + u64::from(millis.min(600_000)) * 1_000_000;
     exec::block_on(async {
         loop {
-            let why = match serving(node, nodes).await {
+            let why = match serving(node, nodes, witness).await {
                 Ok(()) => return Ok(()),
                 Err(why) => why,
             };
@@ -109,7 +115,7 @@ pub(crate) fn await_serving(node: &Node, nodes: u8, millis: u32) -> Result<(), F
     })
 }
 
-async fn serving(node: &Node, nodes: u8) -> Result<(), String> {
+async fn serving(node: &Node, nodes: u8, witness: Option<u64>) -> Result<(), String> {
     let s = node.cache.status().await.map_err(|e| format!("its cluster-cache: {e}"))?;
     let me = s.members.contains(&(node.slot, node.incarnation));
     if !me {
@@ -117,6 +123,9 @@ async fn serving(node: &Node, nodes: u8) -> Result<(), String> {
     }
     if s.members.len() < usize::from(nodes) {
         return Err(format!("the view has {} of {nodes} nodes", s.members.len()));
+    }
+    if witness.is_some() && s.witness != witness {
+        return Err("the view has no witness yet".to_owned());
     }
     if !s.lease || !s.settled {
         return Err("its view is not settled".to_owned());

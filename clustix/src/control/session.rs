@@ -90,7 +90,9 @@ pub(crate) fn send(stream: &mut UnixStream, reply: &Reply) -> Result<(), Failure
 
 fn dispatch(node: &Node, stream: &mut UnixStream, request: Request) -> Result<(), Failure> {
     match request {
-        Request::AwaitServing { nodes, millis } => objects::await_serving(node, nodes, millis),
+        Request::AwaitServing { nodes, witness, millis } => {
+            objects::await_serving(node, nodes, witness, millis)
+        }
         Request::Status => {
             let status = exec::block_on(objects::status(node))?;
             send(stream, &Reply::Status(status))

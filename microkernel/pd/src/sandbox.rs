@@ -215,7 +215,7 @@ const SERVER: (&[&[Row]], bool) = (&[], false);
 
 /// Enters the sandbox of `role`, with all threads of the process. With `trace`, a forbidden system
 /// call is named on descriptor 2 before the process dies.
-pub(crate) fn enter(role: &str, trace: bool) -> Result<(), SandboxError> {
+pub fn enter(role: &str, trace: bool) -> Result<(), SandboxError> {
     let (lists, keeps_descriptors) = ROLES
         .iter()
         .find(|(name, ..)| *name == role)
