@@ -1,4 +1,4 @@
-//! Two to four nodes and a witness: lives in which one of two goes on without the other, and evictions follow
+//! Two or three nodes and a witness: lives in which one of two goes on without the other, and evictions follow
 //! each other so quickly that nobody has heard of the first.
 
 use clustix_sim::plan::{Fault, Plan};
