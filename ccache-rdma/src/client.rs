@@ -196,6 +196,20 @@ impl CacheClient {
         self.0.ring.wakeups()
     }
 
+    /// Reads a volatile object of a node: what that node's slab holds of it at some moment between the call and
+    /// its end. Absent also if the node is no member: it was lost with it. Costs a message there and back.
+    pub async fn get_of(
+        &self,
+        node: u8,
+        name: Name,
+        out: &mut Vec<u8>,
+    ) -> Result<Version, CacheError> {
+        let mut request = Vec::new();
+        let label = Request::GetOf { node, name }.encode(&mut request);
+        self.ask(label, &request, true, out).await?;
+        Self::object(out)
+    }
+
     /// What ccache knows of itself. For control and membership.
     pub async fn status(&self) -> Result<NodeStatus, CacheError> {
         self.request(&Request::Status).await

@@ -168,6 +168,14 @@ pub enum Request {
         /// Which.
         name: Name,
     },
+    /// Read a volatile object of a node: what that node's slab holds of it now; absent if the node is no
+    /// member.
+    GetOf {
+        /// The node's slot.
+        node: u8,
+        /// Which.
+        name: Name,
+    },
     /// Read and write several as one.
     Transact(Transaction),
     /// Own one for a bounded time, and read it.
@@ -272,6 +280,7 @@ mod label {
     pub const NEXT_EVENT: u32 = 11;
     pub const INSTALL_VIEW: u32 = 12;
     pub const REHOME: u32 = 13;
+    pub const GET_OF: u32 = 14;
 }
 
 /// Label of a good reply; an error's is [`error_label`].
@@ -443,6 +452,10 @@ impl Request {
     pub fn encode(&self, out: &mut Vec<u8>) -> u32 {
         match self {
             Request::Get { name } => encode_get(*name, out),
+            Request::GetOf { node, name } => {
+                append(&(node, name), out);
+                label::GET_OF
+            }
             Request::Transact(t) => encode_transaction(t, out),
             Request::Grab { name } => {
                 encode_get(*name, out);
@@ -503,6 +516,14 @@ impl Request {
             }
             label::GRAB => Request::Grab { name: name()? },
             label::RELEASE => Request::Release { name: name()? },
+            label::GET_OF => {
+                let (node, name): (u8, Name) = postcard(bytes)?;
+                let volatile = check_name(name)?.durability == Durability::Volatile;
+                if usize::from(node) >= MAX_NODES || !volatile {
+                    return Err(CacheError::Invalid);
+                }
+                Request::GetOf { node, name }
+            }
             label::WAIT => {
                 let (word, on): (u32, Vec<(Name, Version)>) = postcard(bytes)?;
                 if on.is_empty() || on.len() > MAX_WAITS {
@@ -570,7 +591,7 @@ impl Request {
             if rights.allows(wanted) { Ok(()) } else { Err(CacheError::Denied) }
         };
         match self {
-            Request::Get { name } => may(Rights::read(class(*name)?)),
+            Request::Get { name } | Request::GetOf { name, .. } => may(Rights::read(class(*name)?)),
             Request::Transact(t) => {
                 for (n, _) in &t.reads {
                     may(Rights::read(class(*n)?))?;

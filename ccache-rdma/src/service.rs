@@ -6,7 +6,9 @@
 
 use crate::arena::Arena;
 use crate::cache::{CacheError, Waited};
-use crate::engine::{Action, ClientId, Config as EngineConfig, Engine, Event, RequestId};
+use crate::engine::{
+    Action, ClientId, Config as EngineConfig, Engine, Event, Published, RequestId,
+};
 use crate::fabric::{Address, FabricError, FabricEvent, Token, Verb};
 use crate::layout::{RegionId, control};
 use crate::lease::{Lease, Opinion, Timing, Watch};
@@ -529,6 +531,10 @@ impl Service {
                     self.look_at = 0;
                 }
             }
+            Action::Publish { peer, ticket, name } => {
+                let published = slab_get(self.parts.slab.as_ref(), name);
+                self.step(Event::Published { peer, ticket, published });
+            }
             Action::Rebuilt { slot, epoch, shards } => {
                 self.rebuilt.push((slot, epoch, shards.clone()));
                 self.tell(MemberEvent::Rebuilt { slot, epoch, shards });
@@ -978,13 +984,15 @@ fn is_volatile(name: Name) -> bool {
 
 /// Answers what concerns volatile objects from the slab; `None`: the engine's.
 fn volatile(slab: Option<&Slab>, slot: u8, request: &Request) -> Option<Result<Reply, CacheError>> {
-    let slab = || slab.ok_or(CacheError::Invalid);
+    let own = || slab.ok_or(CacheError::Invalid);
     let of_set =
         |set: u16| set::descriptor(set).is_some_and(|d| d.durability == Durability::Volatile);
     match request {
         Request::Get { name } if is_volatile(*name) => {
-            let mut data = Vec::new();
-            Some(slab().and_then(|s| s.get(*name, &mut data)).map(|v| Reply::Object(v, data)))
+            Some(slab_get(slab, *name).map(|(v, data)| Reply::Object(v, data)))
+        }
+        Request::GetOf { node, name } if *node == slot => {
+            Some(slab_get(slab, *name).map(|(v, data)| Reply::Object(v, data)))
         }
         // Only the domain that has the slab writes it.
         Request::Transact(t)
@@ -1000,19 +1008,26 @@ fn volatile(slab: Option<&Slab>, slot: u8, request: &Request) -> Option<Result<R
             Some(Err(CacheError::Invalid))
         }
         Request::List { set, after } if of_set(*set) => {
-            Some(slab().and_then(|s| s.list(*set, *after, PAGE)).map(Reply::Names))
+            Some(own().and_then(|s| s.list(*set, *after, PAGE)).map(Reply::Names))
         }
         Request::Objects { set: Some(set), after } if of_set(*set) => {
-            Some(slab().and_then(|s| objects(s, slot, *set, *after)).map(Reply::Objects))
+            Some(own().and_then(|s| objects(s, slot, *set, *after)).map(Reply::Objects))
         }
         Request::Dump { everything: true, after: Some(after) } if is_volatile(*after) => {
-            Some(slab().and_then(|s| dump_volatile(Some(s), Some(*after))).map(Reply::Dumped))
+            Some(own().and_then(|s| dump_volatile(Some(s), Some(*after))).map(Reply::Dumped))
         }
         Request::Restore(objects) if objects.iter().any(|o| is_volatile(o.name)) => {
             Some(Err(CacheError::Denied))
         }
         _ => None,
     }
+}
+
+/// What the slab holds of an object.
+fn slab_get(slab: Option<&Slab>, name: Name) -> Published {
+    let mut data = Vec::new();
+    let version = slab.ok_or(CacheError::Invalid)?.get(name, &mut data)?;
+    Ok((version, data))
 }
 
 fn objects(

@@ -111,6 +111,69 @@ fn volatile_objects_cost_no_bell_and_are_dumped() {
 }
 
 #[test]
+fn another_node_reads_what_a_volatile_object_is_now() {
+    let mut c = Cluster::new(3);
+    let n = Name::numbered(set::FDTABLE, 7);
+    let ask = |c: &Cluster, from: u8, of: u8| {
+        let mut out = Vec::new();
+        exec::block_on(c.client(from).get_of(of, n, &mut out)).map(|v| (v, out))
+    };
+    for from in 0..3 {
+        assert_eq!(ask(&c, from, 1), Ok((Version::ABSENT, Vec::new())));
+    }
+    let mut last = Version::ABSENT;
+    for round in 1..=20u8 {
+        // As long as they can be.
+        let data = vec![round; 8_192 - usize::from(round % 3)];
+        put(c.client(1), n, &data);
+        for from in 0..3 {
+            let (version, seen) = ask(&c, from, 1).unwrap();
+            assert!(version > last || from > 0, "{version:?} after {last:?}");
+            assert!(seen == data, "node {from}, round {round}");
+            last = version;
+        }
+    }
+    // Whoever writes meanwhile: no version is torn, none goes back.
+    let writer = c.client(1).clone();
+    let thread = std::thread::spawn(move || {
+        for round in 0..2_000u32 {
+            put(&writer, n, &vec![round as u8; 4_000]);
+        }
+    });
+    while !thread.is_finished() {
+        let (version, seen) = ask(&c, 2, 1).unwrap();
+        assert!(version >= last && seen.windows(2).all(|w| w[0] == w[1]));
+        last = version;
+    }
+    thread.join().unwrap();
+    let (version, _) = get(c.client(1), n);
+    exec::block_on(c.client(1).transact(Transaction::new().remove(n, version))).unwrap();
+    assert_eq!(ask(&c, 0, 1).unwrap().0, Version::ABSENT);
+    // Another's of the same name is another object; a node that there is not has none; other sets have none.
+    put(c.client(2), n, b"of node 2");
+    assert_eq!(ask(&c, 0, 2).unwrap().1, b"of node 2");
+    assert_eq!(ask(&c, 0, 9), Ok((Version::ABSENT, Vec::new())));
+    let mut out = Vec::new();
+    let inode = c.client(0).get_of(1, Name::numbered(set::INODE, 3), &mut out);
+    assert_eq!(exec::block_on(inode), Err(CacheError::Invalid));
+    assert_eq!(exec::block_on(c.client(0).get_of(16, n, &mut out)), Err(CacheError::Invalid));
+    // It is lost with its node, also for whoever was asking.
+    let asker = c.client(0).clone();
+    let asking = std::thread::spawn(move || {
+        let mut out = Vec::new();
+        loop {
+            let version = exec::block_on(asker.get_of(2, n, &mut out)).unwrap();
+            if !version.exists() {
+                return;
+            }
+        }
+    });
+    c.kill(2);
+    c.govern("a view without node 2", |c| c.view.member(2).is_none());
+    asking.join().unwrap();
+}
+
+#[test]
 fn a_change_wakes_who_waits_for_it() {
     let c = Cluster::new(3);
     let n = Name::numbered(set::PIPE, 11);

@@ -1,6 +1,7 @@
 //! What engines tell each other. Steady state needs none of it: creating, removing, waiting and
 //! views do.
 
+use super::ask::Published;
 use crate::cache::CacheError;
 use crate::name::Name;
 use crate::name::SHARDS;
@@ -58,6 +59,10 @@ pub(crate) enum Message {
     GiveBack { name: Name },
     /// The sender has ended its write of an object for which the receiver waits.
     Ended { name: Name },
+    /// To a node: what does your slab hold of this volatile object?
+    Ask { ticket: Ticket, name: Name },
+    /// What it holds.
+    Told { ticket: Ticket, published: Published },
     /// A survivor has reached this step of the change to the view with this epoch.
     Confirm {
         epoch: u64,
@@ -73,7 +78,7 @@ pub(crate) enum Message {
 
 /// What an answer is for: an operation of the asker's, one attempt of it, one part of that.
 #[derive(Clone, Copy, PartialEq, Eq, Debug, Serialize, Deserialize)]
-pub(crate) struct Ticket {
+pub struct Ticket {
     pub(crate) op: u64,
     pub(crate) attempt: u32,
     pub(crate) part: u16,

@@ -14,6 +14,7 @@
 //!   region's lease word, written before the event is handled;
 //! - views in the order of their epochs, each one committed by a majority.
 
+mod ask;
 mod bugs;
 mod check;
 mod commit;
@@ -44,10 +45,12 @@ use crate::lease::Timing;
 use crate::name::{Map, Name, Names};
 use crate::request::{Reply, Request};
 use crate::view::{MAX_NODES, Slots, View};
+pub use ask::Published;
 #[cfg(feature = "put-back-bugs")]
 pub use bugs::Bug;
 #[cfg(not(feature = "put-back-bugs"))]
 use bugs::Bug;
+pub use message::Ticket;
 use message::{Message, ShardSet};
 use op::{Caller, Kind, Object, OpId, Ops, Part};
 use primary::{Asker, Primary};
@@ -141,6 +144,15 @@ pub enum Event {
         /// Its incarnation.
         incarnation: u64,
     },
+    /// What [`Action::Publish`] asked for.
+    Published {
+        /// Who asks.
+        peer: u8,
+        /// What for.
+        ticket: Ticket,
+        /// What the slab holds.
+        published: Published,
+    },
     /// A view is in force.
     View(View),
     /// The lease now runs until this time, ns.
@@ -197,6 +209,15 @@ pub enum Action {
         peer: u8,
         /// Incarnation.
         incarnation: u64,
+    },
+    /// Another node asks what the node's slab holds of an object: [`Event::Published`] answers.
+    Publish {
+        /// Who asks.
+        peer: u8,
+        /// What for.
+        ticket: Ticket,
+        /// The object, of a volatile set.
+        name: Name,
     },
     /// The copier has passed: these shards are whole on `slot`. For membership.
     Rebuilt {
@@ -423,6 +444,9 @@ impl Engine {
             Event::Revoked { peer } => self.revoked(peer),
             Event::Connected { peer, incarnation } => self.peer_connected(peer, incarnation),
             Event::Ended { peer, incarnation } => self.peer_ended(peer, incarnation),
+            Event::Published { peer, ticket, published } => {
+                self.published(peer, ticket, published);
+            }
             Event::View(view) => self.install(view),
             Event::Lease { until } => {
                 self.lease_until = self.lease_until.max(until);
@@ -440,6 +464,7 @@ impl Engine {
         let started = match request {
             Request::Get { name } => set(name).map(|s| Kind::Get(get::Get::new(name, s))),
             Request::Transact(t) => write::Write::new(t, Some(client)).map(Kind::Write),
+            Request::GetOf { node, name } => Ok(ask::Ask::kind(node, name)),
             Request::Grab { name } => {
                 set(name).map(|s| Kind::Grab(grab::Grabbing::new(name, s, client)))
             }
@@ -505,6 +530,9 @@ impl Engine {
                 }
             }
             Message::Watching { ticket } => self.answered(ticket, Part::Watching),
+            Message::Told { ticket, published } => {
+                self.answered(ticket, Part::Published(published));
+            }
             Message::Notify { name } => self.changed_here(name),
             _ if self.frozen => {
                 if self.deferred.len() < op::MAX_OPS {
@@ -517,6 +545,7 @@ impl Engine {
             Message::Free { name, slot } => self.free_hint(name, slot),
             Message::GiveBack { name } => self.give_back_asked(name, from),
             Message::Ended { name } => self.look_now(name),
+            Message::Ask { ticket, name } => self.asked(from, ticket, name),
             Message::Watch { ticket, name } => self.watch_asked(from, ticket, name),
             Message::Changed { name } => self.notify(name),
             Message::Confirm { .. } => {}

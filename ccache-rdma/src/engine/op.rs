@@ -1,5 +1,6 @@
 //! Operations under way: their table, what they wait for, the queue of each object.
 
+use super::ask::{Ask, Published};
 use super::get::{Get, PATIENCE};
 use super::grab::Grabbing;
 use super::kept::{Asked, Kept, Reluctance};
@@ -58,6 +59,8 @@ pub(crate) enum Part {
     Slot(Result<u32, CacheError>),
     /// A primary has taken a watch.
     Watching,
+    /// Another node's slab holds this.
+    Published(Published),
     /// An inner read gave this version.
     Version(Result<u64, CacheError>),
 }
@@ -85,6 +88,7 @@ pub(crate) enum Kind {
     Free(Free),
     Rebuild(Rebuild),
     Recovery(Recovery),
+    Ask(Ask),
 }
 
 /// One operation.
@@ -338,6 +342,7 @@ impl Engine {
             Kind::Free(k) => self.step_free(op, k),
             Kind::Rebuild(k) => self.step_rebuild(op, k),
             Kind::Recovery(k) => self.step_recovery(op, k),
+            Kind::Ask(k) => self.step_ask(op, *k),
         };
         op.kind = kind;
         flow
@@ -364,6 +369,11 @@ impl Engine {
                 Kind::Grab(k) => self.resume_grab(&mut op, k),
                 Kind::Write(k) => self.resume_write(&mut op, k),
                 Kind::Wait(k) => self.resume_wait(&mut op, k),
+                // The answer may have been lost with a way.
+                Kind::Ask(_) => {
+                    self.start_over(&mut op);
+                    true
+                }
                 // Its inner writes go on themselves.
                 Kind::Restore(_) | Kind::Page(_) => true,
                 Kind::Free(k) => {
