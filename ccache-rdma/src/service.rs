@@ -4,24 +4,22 @@
 //! the fabric, keeps the lease, watches the peers and speaks with membership. When nothing is to
 //! be done it sleeps on all bells at once until the next timer.
 
+mod membership;
+mod timers;
+mod volatile;
+
 use crate::arena::Arena;
 use crate::cache::{CacheError, Waited};
-use crate::engine::{
-    Action, ClientId, Config as EngineConfig, Engine, Event, Published, RequestId,
-};
-use crate::fabric::{Address, FabricError, FabricEvent, Token, Verb};
-use crate::layout::{RegionId, control};
-use crate::lease::{Lease, Opinion, Timing, Watch};
-use crate::name::{Map, Name, SHARDS, Shard};
+use crate::engine::{Action, ClientId, Config as EngineConfig, Engine, Event, RequestId};
+use crate::fabric::{FabricError, FabricEvent, Token, Verb};
+use crate::layout::RegionId;
+use crate::lease::{Lease, Timing, Watch};
+use crate::name::Map;
+use crate::network::Network;
 use crate::network::shm::ShmNetwork;
-use crate::network::{Broken, Network};
-use crate::request::{
-    DUMP_BYTES, Dumped, MemberEvent, NodeStatus, OK, ObjectInfo, PAGE, Reply, Request, Rights,
-    error_label,
-};
-use crate::set::{self, Durability, SETS};
+use crate::request::{MemberEvent, NodeStatus, OK, Reply, Request, Rights, error_label};
 use crate::slab::Slab;
-use crate::view::{MAX_NODES, Slots, View};
+use crate::view::{MAX_NODES, View};
 use clustix_pd::{Boot, Call, ChannelId, Region, Server, exec, metrics};
 use serde::{Deserialize, Serialize};
 use std::collections::{BTreeMap, HashMap, VecDeque};
@@ -114,14 +112,6 @@ pub mod rights {
 /// Exit status of a ccache whose node was evicted.
 pub const EVICTED: i32 = 3;
 
-/// Sockets are looked at, and peers' heartbeats, this often, ns.
-const LOOK: u64 = 10_000_000;
-/// The same while a link is being made, ns.
-const LOOK_SOON: u64 = 1_000_000;
-/// A queued wait that its client does not repeat is forgotten, ns.
-const WAIT_AGE: u64 = 3_000_000_000;
-/// Housekeeping: dead channels, old waits, gauges, ns.
-const SWEEP: u64 = 500_000_000;
 /// Most requests taken before the fabric is looked at again.
 const BATCH: usize = 32;
 /// Actions after which the clock is read again.
@@ -129,9 +119,8 @@ const FEW: usize = 32;
 /// Most rounds of actions and what comes of them before rings and timers are looked at again: a
 /// rebuild on a fabric that completes at once would never end.
 const ROUNDS: usize = 64;
-/// Most queued waits, events for membership, and posts that wait for one link.
+/// Most queued waits.
 const MAX_WAITERS: usize = 32_768;
-const MAX_EVENTS: usize = 4_096;
 
 /// A call that the engine has not answered yet.
 struct Pending {
@@ -231,11 +220,6 @@ pub struct Service {
     ran: u64,
     sweep_at: u64,
     ended: Option<String>,
-}
-
-fn cpu_ns() -> u64 {
-    let t = rustix::time::clock_gettime(rustix::time::ClockId::ThreadCPUTime);
-    (t.tv_sec as u64).saturating_mul(1_000_000_000).saturating_add(t.tv_nsec as u64)
 }
 
 fn fail(why: &dyn std::fmt::Display) -> ! {
@@ -532,7 +516,7 @@ impl Service {
                 }
             }
             Action::Publish { peer, ticket, name } => {
-                let published = slab_get(self.parts.slab.as_ref(), name);
+                let published = volatile::get(self.parts.slab.as_ref(), name);
                 self.step(Event::Published { peer, ticket, published });
             }
             Action::Rebuilt { slot, epoch, shards } => {
@@ -587,270 +571,6 @@ impl Service {
             .any(|o| matches!(o.way, Way::Opening(_)) || o.way == Way::Open && !o.sends.is_empty())
     }
 
-    // -- Timers -------------------------------------------------------------------------------
-
-    fn timers(&mut self) {
-        let now = exec::now_ns();
-        self.now = now;
-        self.renew_in_time(now);
-        let valid = self.lease.valid(now);
-        if self.had_lease && !valid {
-            eprintln!("ccache: the lease of node {} has run out", self.parts.slot);
-            self.tell(MemberEvent::LeaseLost);
-        }
-        self.had_lease = valid;
-        if now >= self.look_at {
-            self.look(now);
-        }
-        if self.engine.deadline().is_some_and(|at| now >= at) {
-            self.step(Event::Tick);
-        }
-        if self.revoked < self.view.epoch && self.engine.has_revoked() {
-            self.revoked = self.view.epoch;
-            self.tell(MemberEvent::Revoked { epoch: self.revoked });
-        }
-        self.tell_of_change();
-        if now >= self.sweep_at {
-            self.sweep_at = now + SWEEP;
-            self.sweep(now);
-        }
-    }
-
-    /// Says of a change of view in which somebody was lost how long each part of it took.
-    fn tell_of_change(&mut self) {
-        let s = self.engine.stats();
-        if std::mem::replace(&mut self.changes, s.changes) == s.changes || !s.last_change.gone {
-            return;
-        }
-        let t = s.last_change;
-        let (silent, at) = self.noticed;
-        let parts = [
-            ("silent", silent),
-            ("view", t.view.saturating_sub(at)),
-            ("revoke", t.drained.saturating_sub(t.view)),
-            ("lease", t.lease.saturating_sub(t.drained)),
-            ("records", t.replayed.saturating_sub(t.lease)),
-            ("resolve", t.resolved.saturating_sub(t.replayed)),
-        ];
-        let text: Vec<String> =
-            parts.iter().map(|(part, ns)| format!("{part} {:.1}", *ns as f64 / 1e6)).collect();
-        eprintln!("ccache: view {} serves; ms: {}", self.view.epoch, text.join(", "));
-        for (part, ns) in parts {
-            metrics::set(&format!("clustix_takeover_ns{{part=\"{part}\"}}"), ns);
-        }
-    }
-
-    fn renew_in_time(&mut self, now: u64) {
-        if now >= self.lease.next() {
-            // A renewal counts from `now`: none goes to a peer that is not known to have been there since. (In
-            // shared memory it would complete in the memory of the dead.)
-            self.look(now);
-            self.renew(now);
-        }
-    }
-
-    fn renew(&mut self, now: u64) {
-        let before = self.lease.end();
-        let Some((number, peers)) = self.lease.send(now) else { return };
-        let at = Address { region: RegionId::Control, offset: control::heartbeat(self.parts.slot) };
-        for peer in peers.iter() {
-            let open = self.outboxes.get(usize::from(peer)).is_some_and(|o| o.way == Way::Open);
-            if open {
-                let verb = Verb::WriteWord { at, word: number };
-                self.parts.network.post(peer, Token(Token::SHELL | number), &[verb]);
-            }
-        }
-        if self.lease.end() > before {
-            self.renewed(self.lease.end());
-        }
-    }
-
-    fn renewed(&mut self, until: u64) {
-        self.parts.arena.set_control(control::LEASE, until);
-        self.had_lease = true;
-        self.step(Event::Lease { until });
-    }
-
-    /// Looks at the sockets and at the peers' heartbeats.
-    fn look(&mut self, now: u64) {
-        let due = self.look_at;
-        let mut news = Vec::new();
-        self.parts.network.look(now, &mut news);
-        let mut opinions = Vec::new();
-        for Broken { slot, incarnation, ended } in news {
-            let way = self.outboxes.get(usize::from(slot)).map(|o| o.way);
-            let next = matches!(way, Some(Way::Opening(i)) if i != incarnation);
-            if !next {
-                // Rule 34: what this node would still write there is not written, and counts for
-                // no lease; only then is the death told.
-                self.parts.network.dead(slot);
-                self.close(slot);
-            }
-            if ended {
-                self.step(Event::Ended { peer: slot, incarnation });
-                self.ended_peers.insert(slot, incarnation);
-                self.tell(MemberEvent::Ended { slot, incarnation });
-            }
-            opinions.extend(self.watch.broken(slot, incarnation));
-        }
-        for m in &self.view.members {
-            let way = self.outboxes.get(usize::from(m.slot)).map(|o| o.way);
-            if way == Some(Way::Opening(m.incarnation)) {
-                self.parts.network.open(now, m.slot, m.incarnation, &m.path);
-            }
-        }
-        for slot in self.watch.slots().iter() {
-            let beat = self.parts.arena.control(control::heartbeat(slot));
-            opinions.extend(self.watch.observe(now, slot, beat));
-        }
-        // A look that was asked for (due 0) is never late.
-        let due = if due == 0 { now } else { due };
-        let late = now.saturating_sub(due);
-        if late > self.parts.config.timing.late() {
-            // Whether it was this thread's own work, or it was not run.
-            let (ms, ran) = (late / 1_000_000, cpu_ns().saturating_sub(self.ran) / 1_000_000);
-            eprintln!(
-                "ccache: this node stood still: a timer was {ms} ms late; it ran for {ran} ms since the last one"
-            );
-            metrics::add("clustix_timer_late_total", 1);
-        }
-        opinions.extend(self.watch.tick(now, due));
-        for o in opinions {
-            match o {
-                Opinion::Suspect(slot, incarnation) => {
-                    eprintln!(
-                        "ccache: node {slot} (incarnation {incarnation}) is suspected to be dead"
-                    );
-                    metrics::add("clustix_suspicions_total", 1);
-                    self.suspected.insert(slot, incarnation);
-                    self.noticed = (self.watch.silence(now, slot), now);
-                    self.tell(MemberEvent::Suspect { slot, incarnation });
-                }
-                Opinion::Trust(slot, incarnation) => {
-                    self.suspected.remove(&slot);
-                    self.tell(MemberEvent::Trust { slot, incarnation });
-                }
-            }
-        }
-        self.ran = cpu_ns();
-        let soon = self.parts.network.is_opening() || self.waiting_for_room();
-        self.look_at = now + if soon { LOOK_SOON } else { LOOK };
-    }
-
-    fn sweep(&mut self, now: u64) {
-        let live = self.parts.server.channels();
-        for channel in std::mem::replace(&mut self.channels, live.clone()) {
-            if !live.contains(&channel) {
-                self.pending.retain(|_, p| p.call.channel != channel);
-                self.step(Event::ClientGone { client: ClientId(channel.0) });
-            }
-        }
-        let old: Vec<u64> = self
-            .waits
-            .iter()
-            .filter(|(_, w)| now.saturating_sub(w.since) > WAIT_AGE || !live.contains(&w.channel))
-            .map(|(id, _)| *id)
-            .collect();
-        for id in old {
-            self.forget_wait(id);
-        }
-        metrics::set("clustix_view_epoch", self.view.epoch);
-        metrics::set("clustix_view_members", self.view.members.len() as u64);
-        metrics::set("clustix_lease_valid", u64::from(self.lease.valid(now)));
-        metrics::set("clustix_shards_rebuilding", u64::from(self.view.survival().rebuilding));
-        metrics::set("clustix_requests_pending", self.pending.len() as u64);
-        metrics::set("clustix_waiters", self.waits.len() as u64);
-        let s = self.engine.stats();
-        for (name, value) in [
-            ("clustix_fabric_verbs_total", s.verbs_posted),
-            ("clustix_engine_hits_total", s.hits),
-            ("clustix_engine_misses_total", s.misses),
-            ("clustix_engine_writes_total", s.writes),
-            ("clustix_engine_kept_writes_total", s.kept_writes),
-            ("clustix_engine_given_back_total", s.given_back),
-            ("clustix_engine_messages_sent_total", s.messages_sent),
-            ("clustix_engine_messages_handled_total", s.messages_handled),
-        ] {
-            metrics::set(name, value);
-        }
-    }
-
-    // -- Membership ---------------------------------------------------------------------------
-
-    fn tell(&mut self, event: MemberEvent) {
-        match self.parked.take() {
-            Some(call) if self.events.is_empty() => respond(call, Ok(Reply::Event(event))),
-            parked => {
-                self.parked = parked;
-                if self.events.len() >= MAX_EVENTS {
-                    // Nobody takes them: a new member is told everything that still counts.
-                    self.events.clear();
-                    self.member = None;
-                }
-                self.events.push_back(event);
-            }
-        }
-    }
-
-    fn next_event(&mut self, call: Call) {
-        if self.member != Some(call.channel) {
-            // A new member process knows nothing of what the one before was told.
-            self.member = Some(call.channel);
-            self.events.clear();
-            self.events.push_back(MemberEvent::Revoked { epoch: self.revoked });
-            for (slot, incarnation) in self.ended_peers.clone() {
-                self.events.push_back(MemberEvent::Ended { slot, incarnation });
-            }
-            for (slot, incarnation) in self.suspected.clone() {
-                self.events.push_back(MemberEvent::Suspect { slot, incarnation });
-            }
-            for (slot, epoch, shards) in self.rebuilt.clone() {
-                self.events.push_back(MemberEvent::Rebuilt { slot, epoch, shards });
-            }
-        }
-        match self.events.pop_front() {
-            Some(event) => respond(call, Ok(Reply::Event(event))),
-            None => self.parked = Some(call),
-        }
-    }
-
-    fn install(&mut self, view: View) {
-        if view.epoch <= self.view.epoch {
-            return;
-        }
-        let Parts { slot, incarnation, .. } = self.parts;
-        let epoch = view.epoch;
-        let within = view.member(slot).is_some_and(|m| m.incarnation == incarnation);
-        if !within {
-            self.ended = Some(format!(
-                "node {slot} (incarnation {incarnation}) was evicted: view {epoch} is without it"
-            ));
-            return;
-        }
-        let members: Vec<(u8, u64)> =
-            view.members.iter().map(|m| (m.slot, m.incarnation)).collect();
-        eprintln!("ccache: view {epoch}: {members:?}, {:?}", view.survival());
-        let now = exec::now_ns();
-        let before = std::mem::replace(&mut self.view, view.clone());
-        self.lease.install(view.slots());
-        self.watch.install(now, slot, members.iter().copied());
-        self.suspected.retain(|s, i| members.contains(&(*s, *i)));
-        for (s, _, shards) in &mut self.rebuilt {
-            shards.retain(|x| {
-                let x = Shard(*x);
-                view.replicas(x).rebuilding.contains(*s) && !view.copies_anew(&before, x)
-            });
-        }
-        self.rebuilt.retain(|(_, _, shards)| !shards.is_empty());
-        for s in (0..SHARDS).map(Shard) {
-            let primary = view.primary(s).map_or(0, |p| u64::from(p) + 1);
-            self.parts.arena.set_control(control::primary(s), primary);
-        }
-        self.step(Event::View(view));
-        self.renew(now);
-        self.look_at = 0;
-    }
-
     // -- Rings --------------------------------------------------------------------------------
 
     /// Takes requests; whether there were any.
@@ -894,7 +614,11 @@ impl Service {
             Request::Dump { everything: true, .. } => What::Dump,
             _ => What::Plain,
         };
-        match volatile(self.parts.slab.as_ref(), self.parts.slot, &request) {
+        // As for another node's: what an evicted one holds is lost.
+        if matches!(request, Request::GetOf { .. }) && !self.lease.valid(exec::now_ns()) {
+            return respond(call, Err(CacheError::NoQuorum));
+        }
+        match volatile::answer(self.parts.slab.as_ref(), self.parts.slot, &request) {
             Some(reply) => respond(call, reply),
             None => {
                 let (id, client) = (RequestId(self.next_id), ClientId(call.channel.0));
@@ -903,25 +627,6 @@ impl Service {
                 self.step(Event::Request { id, client, request });
             }
         }
-    }
-
-    /// Passes on to membership that shards are to have another primary, if they can.
-    fn rehome(&mut self, to: u8, shards: &[u16]) -> Result<Reply, CacheError> {
-        if !self.lease.valid(exec::now_ns()) {
-            return Err(CacheError::NoQuorum);
-        }
-        if !self.engine.settled() {
-            return Err(CacheError::Busy);
-        }
-        let of = |s: &u16| self.view.replicas(Shard(*s));
-        let lacking: Vec<u16> =
-            shards.iter().copied().filter(|s| !of(s).complete().contains(to)).collect();
-        let moving = shards.iter().filter(|s| of(s).primary != Some(to)).count() as u32;
-        if lacking.is_empty() && moving > 0 {
-            let epoch = self.view.epoch;
-            self.tell(MemberEvent::Rehome { epoch, to, shards: shards.to_vec() });
-        }
-        Ok(Reply::Rehoming { lacking, moving })
     }
 
     fn forget_wait(&mut self, id: u64) {
@@ -943,7 +648,7 @@ impl Service {
             (What::Wait(_), Ok(_)) => Ok(Reply::Waited(Some(Waited::Changed))),
             (What::Status, Ok(Reply::Status(s))) => Ok(Reply::Status(Box::new(self.status(*s)))),
             (What::Dump, Ok(Reply::Dumped(d))) if d.is_empty() => {
-                dump_volatile(self.parts.slab.as_ref(), None).map(Reply::Dumped)
+                volatile::dump(self.parts.slab.as_ref(), None).map(Reply::Dumped)
             }
             (_, r) => r,
         };
@@ -976,107 +681,4 @@ fn respond(call: Call, reply: Result<Reply, CacheError>) {
         }
         Err(e) => call.reply(error_label(e), &[]),
     }
-}
-
-fn is_volatile(name: Name) -> bool {
-    set::descriptor(name.set()).is_some_and(|d| d.durability == Durability::Volatile)
-}
-
-/// Answers what concerns volatile objects from the slab; `None`: the engine's.
-fn volatile(slab: Option<&Slab>, slot: u8, request: &Request) -> Option<Result<Reply, CacheError>> {
-    let own = || slab.ok_or(CacheError::Invalid);
-    let of_set =
-        |set: u16| set::descriptor(set).is_some_and(|d| d.durability == Durability::Volatile);
-    match request {
-        Request::Get { name } if is_volatile(*name) => {
-            Some(slab_get(slab, *name).map(|(v, data)| Reply::Object(v, data)))
-        }
-        Request::GetOf { node, name } if *node == slot => {
-            Some(slab_get(slab, *name).map(|(v, data)| Reply::Object(v, data)))
-        }
-        // Only the domain that has the slab writes it.
-        Request::Transact(t)
-            if t.writes
-                .iter()
-                .map(|w| w.name)
-                .chain(t.reads.iter().map(|r| r.0))
-                .any(is_volatile) =>
-        {
-            Some(Err(CacheError::Denied))
-        }
-        Request::Grab { name } | Request::Release { name } if is_volatile(*name) => {
-            Some(Err(CacheError::Invalid))
-        }
-        Request::List { set, after } if of_set(*set) => {
-            Some(own().and_then(|s| s.list(*set, *after, PAGE)).map(Reply::Names))
-        }
-        Request::Objects { set: Some(set), after } if of_set(*set) => {
-            Some(own().and_then(|s| objects(s, slot, *set, *after)).map(Reply::Objects))
-        }
-        Request::Dump { everything: true, after: Some(after) } if is_volatile(*after) => {
-            Some(own().and_then(|s| dump_volatile(Some(s), Some(*after))).map(Reply::Dumped))
-        }
-        Request::Restore(objects) if objects.iter().any(|o| is_volatile(o.name)) => {
-            Some(Err(CacheError::Denied))
-        }
-        _ => None,
-    }
-}
-
-/// What the slab holds of an object.
-fn slab_get(slab: Option<&Slab>, name: Name) -> Published {
-    let mut data = Vec::new();
-    let version = slab.ok_or(CacheError::Invalid)?.get(name, &mut data)?;
-    Ok((version, data))
-}
-
-fn objects(
-    slab: &Slab,
-    slot: u8,
-    set: u16,
-    after: Option<Name>,
-) -> Result<Vec<ObjectInfo>, CacheError> {
-    let mut data = Vec::new();
-    let mut page = Vec::new();
-    for (name, _) in slab.list(set, after, PAGE)? {
-        let version = slab.get(name, &mut data)?;
-        if version.exists() {
-            page.push(ObjectInfo {
-                name,
-                version,
-                len: data.len() as u32,
-                holder: Some(slot),
-                sharers: Slots::NONE,
-                replicas: vec![slot],
-            });
-        }
-    }
-    Ok(page)
-}
-
-/// One page of the volatile objects after `after`, in the order of their names.
-fn dump_volatile(slab: Option<&Slab>, after: Option<Name>) -> Result<Vec<Dumped>, CacheError> {
-    let Some(slab) = slab else { return Ok(Vec::new()) };
-    let mut sets: Vec<u16> =
-        SETS.iter().filter(|d| d.durability == Durability::Volatile).map(|d| d.id).collect();
-    sets.sort_unstable();
-    let mut page = Vec::new();
-    let mut bytes = 0;
-    for set in sets.into_iter().filter(|s| after.is_none_or(|a| *s >= a.set())) {
-        for (name, _) in slab.list(set, after.filter(|a| a.set() == set), PAGE)? {
-            let mut data = Vec::new();
-            let version = slab.get(name, &mut data)?;
-            if version.exists() {
-                bytes += data.len();
-                page.push(Dumped { name, version, data });
-            }
-            if bytes >= DUMP_BYTES {
-                return Ok(page);
-            }
-        }
-        if !page.is_empty() {
-            return Ok(page);
-        }
-    }
-    Ok(page)
 }

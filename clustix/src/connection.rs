@@ -1,7 +1,7 @@
 //! A command's connection to a node's control PD.
 
 use crate::procfs::timespec;
-use crate::state::Folder;
+use crate::state::{Folder, WITNESS};
 use crate::wire::{self, FrameError, Hello, Reply, Request};
 use anyhow::{Context, Result, anyhow, bail};
 use rustix::event::{PollFd, PollFlags, poll};
@@ -109,6 +109,12 @@ pub fn candidates(folder: &Folder, node: Option<u8>) -> Result<Vec<u8>> {
     let live: Vec<u8> = folder.live()?.into_iter().map(|(slot, _)| slot).collect();
     if let Some(slot) = node {
         cluster.check_here(slot)?;
+    }
+    if let Some((_, WITNESS)) = cluster.hosts {
+        bail!(
+            "this host is the witness of cluster {:?}, and holds nothing: ask on a node's host",
+            cluster.name
+        );
     }
     match node {
         Some(slot) if !live.contains(&slot) => {

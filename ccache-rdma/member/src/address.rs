@@ -2,6 +2,7 @@
 //! machines. An address that begins with a slash is a socket's path, any other is `host:port`.
 
 use crate::WITNESS;
+use rustix::net::sockopt;
 use serde::{Deserialize, Serialize};
 use std::io::{Error, ErrorKind, Result};
 use std::os::fd::OwnedFd;
@@ -44,6 +45,8 @@ impl<T: AsyncRead + AsyncWrite + Send + Sync + Unpin> Wire for T {}
 /// Either kind of it.
 pub type Stream = Box<dyn Wire>;
 
+/// A caller that is silent for this long is asked whether it is there, and after as long again, three times.
+const KEEPALIVE: Duration = Duration::from_secs(10);
 /// A caller that has not said who it is after this is sent away.
 const GREETING: Duration = Duration::from_secs(2);
 
@@ -114,6 +117,11 @@ impl Caller {
             }
             Caller::Tcp(mut stream, token) => {
                 stream.set_nodelay(true)?;
+                // A host that is gone without a word must not keep its place among the callers for ever.
+                sockopt::set_socket_keepalive(&stream, true)?;
+                sockopt::set_tcp_keepidle(&stream, KEEPALIVE)?;
+                sockopt::set_tcp_keepintvl(&stream, KEEPALIVE)?;
+                sockopt::set_tcp_keepcnt(&stream, 3)?;
                 let said = tokio::time::timeout(GREETING, stream.read_u64_le())
                     .await
                     .map_err(|_| Error::from(ErrorKind::TimedOut))??;

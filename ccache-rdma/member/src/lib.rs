@@ -12,6 +12,7 @@ use std::io::Cursor;
 pub mod address;
 pub mod command;
 pub mod decide;
+mod governor;
 pub mod network;
 pub mod node;
 pub mod service;
@@ -33,11 +34,15 @@ openraft::declare_raft_types!(
 /// The slot, of none of the nodes, in which the witness is: a member that votes and holds nothing.
 pub const WITNESS: u8 = 16;
 
+/// The highest incarnation that there can be; one from elsewhere is checked against it.
+pub const MAX_INCARNATION: u64 = (1 << 59) - 1;
+
 /// Set in the raft ids of witnesses.
 const WITNESSES: u64 = 1 << 63;
 
 /// Raft id of an incarnation of a slot.
 pub const fn raft_id(slot: u8, incarnation: u64) -> u64 {
+    let incarnation = incarnation & MAX_INCARNATION;
     if slot == WITNESS { WITNESSES | incarnation } else { slot as u64 + 16 * incarnation }
 }
 

@@ -3,8 +3,8 @@
 use clustix_ccache::lease::Timing;
 use clustix_ccache::request::MemberEvent;
 use clustix_ccache::view::View;
-use clustix_member::address::{Listener, Place, is_path};
-use clustix_member::{Config, RAFT_BYTES, Start, run};
+use clustix_member::address::{Listener, Place, folder, is_path};
+use clustix_member::{Config, RAFT_BYTES, Start, WITNESS, run};
 use clustix_pd::Region;
 use std::os::fd::OwnedFd;
 use std::path::{Path, PathBuf};
@@ -17,8 +17,8 @@ struct Dir(PathBuf);
 impl Dir {
     fn new(name: &str) -> Dir {
         let dir = std::env::temp_dir().join(format!("clx-member-{name}-{}", std::process::id()));
-        for k in 0..4 {
-            std::fs::create_dir_all(dir.join(format!("node-{k}"))).unwrap();
+        for slot in (0..4).chain([WITNESS]) {
+            std::fs::create_dir_all(dir.join(folder(slot))).unwrap();
         }
         Dir(dir)
     }
@@ -45,7 +45,10 @@ impl Node {
         let config = Config {
             slot,
             incarnation,
-            places: (0..4).map(|s| Place::local(dir.to_str().unwrap(), s)).collect(),
+            places: (0..4)
+                .chain([WITNESS])
+                .map(|s| Place::local(dir.to_str().unwrap(), s))
+                .collect(),
             token: 0,
             start,
             timing: Timing::default(),
@@ -265,6 +268,62 @@ fn a_cluster_grows_from_one_node() {
     for n in &mut nodes {
         n.kill();
     }
+}
+
+#[test]
+fn one_of_two_nodes_goes_on_with_a_witness() {
+    let dir = Dir::new("witness");
+    let mut nodes = first(&dir.0, 2);
+    for n in &mut nodes {
+        n.view("first view", |_| true);
+    }
+    let mut witness = Node::start(&dir.0, WITNESS, 5, Start::Join);
+    for n in &mut nodes {
+        let v = n.view("view with the witness", |v| v.witness.is_some());
+        assert!(v.witness == Some(5) && v.survival().can_lose_a_node());
+    }
+    let revoked = |n: &Node, v: &View| {
+        n.events.blocking_send(MemberEvent::Revoked { epoch: v.epoch }).unwrap();
+    };
+    // Whichever of them leads, it dies once; so does the other.
+    for victim in [0u8, 1, 0] {
+        let other = usize::from(1 - victim);
+        let old = nodes[usize::from(victim)].config.incarnation;
+        nodes[usize::from(victim)].kill();
+        nodes[other].suspect(victim, old);
+        let v = nodes[other].view("view without it", |v| v.member(victim).is_none());
+        assert_eq!(slots(&v), [1 - victim]);
+        revoked(&nodes[other], &v);
+        nodes[usize::from(victim)] = Node::start(&dir.0, victim, old + 1, Start::Join);
+        let within = |v: &View| v.member(victim).is_some();
+        let v = nodes[other].view("view with it again", within);
+        nodes[usize::from(victim)].view("view with itself", within);
+        for n in &nodes {
+            revoked(n, &v);
+        }
+        let shards = (0..1024).collect();
+        let rebuilt = MemberEvent::Rebuilt { slot: victim, epoch: v.epoch, shards };
+        nodes[other].events.blocking_send(rebuilt).unwrap();
+        for n in &mut nodes {
+            n.view("view with all copies", |v| v.survival().can_lose_a_node());
+        }
+    }
+    // Without the witness none can be lost; with the next one, again.
+    witness.kill();
+    for n in &mut nodes {
+        let v = n.view("view without the witness", |v| v.witness.is_none());
+        assert!(!v.survival().votes);
+    }
+    witness = Node::start(&dir.0, WITNESS, 6, Start::Join);
+    for n in &mut nodes {
+        n.view("view with another witness", |v| v.witness == Some(6));
+    }
+    nodes[0].kill();
+    let old = nodes[0].config.incarnation;
+    nodes[1].suspect(0, old);
+    nodes[1].view("view without node 0", |v| v.member(0).is_none());
+    nodes[1].kill();
+    witness.kill();
 }
 
 #[test]

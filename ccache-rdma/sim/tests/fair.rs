@@ -22,7 +22,9 @@ fn worst(seeds: u64, reader: bool, kill: Option<u8>) -> Contention {
         worst.read_overtaken = worst.read_overtaken.max(found.read_overtaken);
         worst.worst = worst.worst.max(found.worst);
         worst.writes += found.writes;
-        assert!(found.overtaken <= OVERTAKEN, "seed {seed}, {nodes} nodes: {found:?}");
+        // A change of view forgets who has asked.
+        let most = if kill.is_some() { 2 * OVERTAKEN } else { OVERTAKEN };
+        assert!(found.overtaken <= most, "seed {seed}, {nodes} nodes: {found:?}");
     }
     println!("{worst:?}");
     worst
@@ -37,4 +39,13 @@ fn no_writer_is_overtaken_for_long() {
 fn beside_a_reader_neither() {
     let worst = worst(90, true, None);
     assert!(worst.read_overtaken <= READ_OVERTAKEN, "{worst:?}");
+}
+
+/// A node that dies while it waits, or while others let it come first: the longest write is one that waits for
+/// the dead node's lease, and the others still come by turns.
+#[test]
+fn a_waiter_that_dies_holds_nobody_up_for_long() {
+    let worst = worst(90, false, Some(1));
+    let bound = 4 * clustix_sim::node::timing().lease_ns;
+    assert!(worst.worst < bound, "{worst:?}: {bound} ns");
 }

@@ -34,7 +34,10 @@ impl Engine {
                 let whole = data.len() <= most && version.exists() != data.is_empty();
                 if whole { Ok(Reply::Object(version, data)) } else { Err(CacheError::Invalid) }
             }),
-            // It was lost with its node.
+            // It was lost with its node; but a node that has no lease may know of an old view only.
+            _ if self.view.member(ask.node).is_none() && !self.serving() => {
+                Err(CacheError::NoQuorum)
+            }
             _ if self.view.member(ask.node).is_none() => {
                 Ok(Reply::Object(Version::ABSENT, Vec::new()))
             }

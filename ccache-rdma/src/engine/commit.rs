@@ -236,6 +236,10 @@ impl Engine {
                 continue;
             };
             if item.settled {
+                // Ended already, by a takeover.
+                if let Some(o) = self.objects.get_mut(&item.name) {
+                    o.turn.writes = false;
+                }
                 continue;
             }
             let by = item.version.wrapping_sub(item.before);

@@ -294,7 +294,7 @@ impl Engine {
                         return self.accept(op, g, head, data);
                     }
                     g.stage = Stage::Post;
-                    return self.back_off(op);
+                    return self.poll_again(op, g);
                 }
             }
         }

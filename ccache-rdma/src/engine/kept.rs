@@ -35,13 +35,13 @@ pub(crate) struct Asked {
     /// Polls until all are asked again.
     polls: u32,
     /// Of which object, whom, and at which version: the same node may give it back and keep it again.
-    of: Vec<(Name, Option<u8>, u64)>,
+    of: Vec<(Name, Option<u8>, u64, bool)>,
 }
 
 impl Asked {
     /// Whether a word's holder has not been asked for this version of it yet; from here on it has.
     pub(crate) fn once(&mut self, name: Name, word: Word) -> bool {
-        let holder = (name, word.holder(), word.version_low());
+        let holder = (name, word.holder(), word.version_low(), word.writing());
         let new = !self.of.contains(&holder);
         if new {
             self.of.retain(|(n, ..)| *n != name);
@@ -130,7 +130,9 @@ impl Engine {
 
     /// Another node wants an object that this one may keep, or writes.
     pub(crate) fn give_back_asked(&mut self, name: Name, from: u8) {
-        let Some(o) = self.objects.get_mut(&name) else { return };
+        let Some(o) = self.objects.get_mut(&name) else {
+            return self.send(from, &Message::Ended { name });
+        };
         o.turn.ask(from);
         o.reluctance = Reluctance(ASKED);
         let writes = o.turn.writes;
@@ -156,7 +158,7 @@ impl Engine {
         }
         for (name, word) in words.iter().filter(|(_, word)| !word.writing()) {
             // Whoever keeps it since has not heard of it yet.
-            let kept = (*name, word.holder(), word.version_low());
+            let kept = (*name, word.holder(), word.version_low(), word.writing());
             if !op.asked.of.contains(&kept) {
                 op.asked.of.push(kept);
                 // The answer comes soon.

@@ -14,7 +14,7 @@
 
 use super::message::{Message, ShardSet};
 use super::op::{Caller, Kind, OpId};
-use super::{Action, Bug, Engine};
+use super::{Action, Bug, Engine, Event};
 use crate::cache::CacheError;
 use crate::layout::control;
 use crate::name::Shard;
@@ -122,6 +122,9 @@ impl Engine {
             if !stays {
                 gone = gone.with(m.slot);
                 went.push((m.slot, m.incarnation));
+                // What it asked must not be answered to its next incarnation.
+                let of_it = |e: &Event| matches!(e, Event::Message { from, .. } if *from == m.slot);
+                self.deferred.retain(|e| !of_it(e));
                 self.connected[usize::from(m.slot)] = None;
                 if self.bug(Bug::PartialRevoke) && self.view.members[0].slot == me {
                     continue;

@@ -113,7 +113,9 @@ impl Engine {
     /// Tells whoever writes an object that this node waits for it, once for each version; how long it may
     /// then wait to be told of the end, ns: polls would only hold the writer up.
     pub(crate) fn ask_writer(&mut self, op: &mut Op, name: Name, word: Word) -> Option<u64> {
-        if !word.writing() || !op.asked.once(name, word) || self.bug(Bug::NoTurns) {
+        // A write of this node's own (the copier, freeing a slot) ends soon, and tells nobody.
+        let own = word.holder() == Some(self.config.node);
+        if !word.writing() || own || !op.asked.once(name, word) || self.bug(Bug::NoTurns) {
             return None;
         }
         op.polls = 0;

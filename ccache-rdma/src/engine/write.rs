@@ -608,6 +608,9 @@ impl Engine {
             if self.was_affected(item.name.shard()) {
                 item.taken = None;
                 item.kept = false;
+                if let Some(o) = self.objects.get_mut(&item.name) {
+                    o.turn.writes = false;
+                }
             }
         }
         self.release_words(w);

@@ -52,10 +52,13 @@ pub fn down(folder: &Folder, args: &Down) -> Result<ExitCode> {
             let (objects, bytes, _) = snapshot::verify(&folder.snapshot())?.unwrap_or_default();
             Ended { objects, bytes, ..Ended::default() }
         }
-        Phase::Running | Phase::Stopping if live.is_empty() => {
+        Phase::Running | Phase::Stopping
+            if cluster.hosts.is_none() && live.iter().all(|(slot, _)| *slot == WITNESS) =>
+        {
             eprintln!(
                 "clustix: no node ran any more: what was written since the last `up` is lost"
             );
+            end_nodes(&live)?;
             finish(folder, &mut cluster)?;
             Ended::default()
         }

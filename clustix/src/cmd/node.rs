@@ -6,9 +6,9 @@ use crate::connection;
 use crate::interrupt::Interrupts;
 use crate::launch::Nodes;
 use crate::procfs;
-use crate::state::{Folder, WITNESS, called};
+use crate::state::{Cluster, Folder, WITNESS, called};
 use crate::wire::Request;
-use anyhow::{Context, Result, anyhow, bail};
+use anyhow::{Result, anyhow, bail};
 use std::process::ExitCode;
 use std::time::{Duration, Instant};
 
@@ -66,30 +66,51 @@ pub fn start_node(folder: &Folder, slot: u8) -> Result<ExitCode> {
             f = folder.flag()
         );
     }
+    let had = cluster.witness;
     let incarnation = cluster.incarnate(slot);
     folder.save(&cluster)?;
     let mut nodes = Nodes::new(folder);
-    nodes.start(slot, incarnation)?;
-    // Of nodes on other hosts nothing is known here.
-    let bound = if cluster.hosts.is_some() { up::HOSTS_BOUND } else { BOUND };
-    let wanted = live.len() as u8 + u8::from(slot != WITNESS);
-    nodes
-        .serve(wanted, None, bound, &interrupts)
-        .with_context(|| format!("{} did not join", called(slot)))?;
-    if slot == WITNESS && cluster.hosts.is_none() {
-        let witness = Some(incarnation);
-        let millis = u32::try_from(bound.as_millis()).unwrap_or(u32::MAX);
-        connection::ask(folder, None, &Request::AwaitServing { nodes: 1, witness, millis })
-            .context("the witness did not join")?;
+    let joined = join(folder, &cluster, &mut nodes, (slot, incarnation), live.len(), &interrupts);
+    if let Err(e) = joined {
+        drop(nodes);
+        cluster.witness = had;
+        folder.save(&cluster)?;
+        return Err(e.context(format!("{} did not join", called(slot))));
     }
     nodes.keep();
     println!(
         "{} {} after {} ms (incarnation {incarnation})",
         called(slot),
-        if slot == WITNESS { "is there" } else { "serves" },
+        match (slot, &cluster.hosts) {
+            (WITNESS, Some(_)) => "is started",
+            (WITNESS, None) => "is there",
+            _ => "serves",
+        },
         begin.elapsed().as_millis()
     );
     Ok(ExitCode::SUCCESS)
+}
+
+/// Starts a node, or the witness, and waits until it has joined the cluster.
+fn join<'a>(
+    folder: &'a Folder,
+    cluster: &Cluster,
+    nodes: &mut Nodes<'a>,
+    (slot, incarnation): (u8, u64),
+    live: usize,
+    interrupts: &Interrupts,
+) -> Result<()> {
+    nodes.start(slot, incarnation)?;
+    // Of nodes on other hosts nothing is known here.
+    let bound = if cluster.hosts.is_some() { up::HOSTS_BOUND } else { BOUND };
+    let wanted = live as u8 + u8::from(slot != WITNESS);
+    nodes.serve(wanted, None, bound, interrupts)?;
+    if slot == WITNESS && cluster.hosts.is_none() {
+        let witness = Some(incarnation);
+        let millis = u32::try_from(bound.as_millis()).unwrap_or(u32::MAX);
+        connection::ask(folder, None, &Request::AwaitServing { nodes: 1, witness, millis })?;
+    }
+    Ok(())
 }
 
 /// Makes a node the primary of shards.

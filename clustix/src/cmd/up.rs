@@ -125,6 +125,7 @@ fn up_here(
     cluster.generation += 1;
     cluster.phase = Phase::Starting;
     cluster.hosts = Some((hosts, slot));
+    cluster.witness = None;
     let incarnation = cluster.incarnate(slot);
     folder.save(&cluster)?;
     let mut nodes = Nodes::new(folder);
@@ -146,7 +147,7 @@ fn up_here(
         "{} of cluster {:?} {} after {} ms (incarnation {incarnation})",
         called(slot),
         cluster.name,
-        if slot == WITNESS { "is there" } else { "serves" },
+        if slot == WITNESS { "is started" } else { "serves" },
         begin.elapsed().as_millis()
     );
     Ok(ExitCode::SUCCESS)
@@ -163,7 +164,7 @@ fn make_way(folder: &Folder, cluster: &mut Cluster) -> Result<()> {
             cluster.nodes,
             folder.flag()
         ),
-        Phase::Stopping if !live.is_empty() && cluster.hosts.is_none() => {
+        Phase::Stopping if nodes > 0 && cluster.hosts.is_none() => {
             eprintln!(
                 "clustix: an earlier `down` of this cluster was interrupted; finishing it first"
             );
