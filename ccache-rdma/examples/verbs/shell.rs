@@ -157,7 +157,10 @@ impl Shell {
                 self.answers.insert(id.0, (reply, Instant::now()));
             }
             Action::Connect { peer, .. } => self.connected.push(peer),
-            Action::Changed { .. } | Action::Revoke { .. } | Action::Rebuilt { .. } => {
+            Action::Changed { .. }
+            | Action::Revoke { .. }
+            | Action::Publish { .. }
+            | Action::Rebuilt { .. } => {
                 fail("the engine asks for something unexpected", &format_args!("{action:?}"))
             }
         }
