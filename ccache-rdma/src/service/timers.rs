@@ -59,7 +59,11 @@ impl Service {
             return;
         }
         let t = s.last_change;
-        let (silent, at) = self.noticed;
+        // Where another node noticed first, there was nothing to wait for here.
+        let (silent, at) = match std::mem::take(&mut self.noticed) {
+            (_, 0) => (0, t.view),
+            noticed => noticed,
+        };
         let parts = [
             ("silent", silent),
             ("view", t.view.saturating_sub(at)),
