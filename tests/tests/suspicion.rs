@@ -9,8 +9,8 @@ use std::time::{Duration, Instant};
 const NODES: u8 = 3;
 /// A node is suspected after three leases of silence, ms.
 const LATE: u64 = 700;
-/// A machine that stalls more often than this in three minutes is none to test on.
-const MAX_STALLS: u64 = 10;
+/// A machine that stalls more often than this is none to test on.
+const MAX_STALLS: u32 = 10;
 /// Whoever was evicted has heard of it, and said so in its log, after this.
 const HEARD: Duration = Duration::from_secs(10);
 
@@ -74,9 +74,8 @@ fn a_busy_node_is_not_suspected() -> Result<()> {
                 std::thread::sleep(Duration::from_millis(100));
                 stood_still = stalled(&cluster)?;
             }
-            let most = MAX_STALLS * begin.elapsed().as_secs().div_ceil(180);
             ensure!(
-                !stood_still.is_empty() && stalls < most,
+                !stood_still.is_empty() && stalls < MAX_STALLS,
                 "after {} s: {}\n{}",
                 begin.elapsed().as_secs(),
                 cluster.cli(["status"])?.text(),
