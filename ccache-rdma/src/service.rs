@@ -351,6 +351,7 @@ impl Service {
 
     /// Serves until this node is evicted (the answer says so) or `stop` says true.
     pub fn run(mut self, stop: impl Fn() -> bool) -> String {
+        self.parts.server.follow_callers();
         loop {
             let bell = self.parts.network.bell().map_or(0, |b| b.load(Ordering::SeqCst));
             let mut worked = self.serve_rings();

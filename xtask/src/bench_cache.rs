@@ -46,13 +46,14 @@ const ROWS: &[Row] = &[
     row("  its word kept", "put kept 256", ROUND, Some(0.5)),
     row("  shared by another node", "put shared 256", ROUND, None),
     row("transaction of 3, ccache's interface", "transaction of 3 256", ROUND, None),
-    row("put from a domain, any processor", "any put at home", ROUND, Some(1.7)),
-    row("  its word kept", "any put kept at home", ROUND, Some(1.7)),
-    row("  primary on another node", "any put away", ROUND, Some(1.7)),
+    row("put from a server's domain", "server put at home", ROUND, Some(1.7)),
+    row("  its word kept", "server put kept at home", ROUND, Some(1.7)),
+    row("  primary on another node", "server put away", ROUND, Some(1.7)),
     row("  one processor for both", "same put at home", ROUND, None),
+    row("  a domain that moves at will", "any put at home", ROUND, None),
     row("  two processors", "apart put at home", ROUND, None),
-    row("transaction of 3 primaries, any processor", "any transaction of 3", ROUND, Some(3.0)),
-    row("  its words kept", "any transaction of 3 kept", ROUND, Some(3.0)),
+    row("transaction of 3 primaries, from a server", "server transaction of 3", ROUND, Some(3.0)),
+    row("  its words kept", "server transaction of 3 kept", ROUND, Some(3.0)),
     row("  one processor for both", "same transaction of 3", ROUND, None),
 ];
 
@@ -94,7 +95,7 @@ pub fn run() -> Result<()> {
     for _ in 0..RUNS {
         add(&mut figures, ROUND.into(), native(&posix, "pingpong", 2000, None)?);
         cost(&program, &["operations", "3"], "", &mut figures)?;
-        for placement in ["any", "same", "apart"] {
+        for placement in ["server", "any", "same", "apart"] {
             cost(&program, &["domain", placement], &format!("{placement} "), &mut figures)?;
         }
         for threads in ["1", "2"] {

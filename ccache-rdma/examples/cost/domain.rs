@@ -43,16 +43,18 @@ fn stay_on(processor: usize) {
     rustix::thread::sched_setaffinity(None, &set).unwrap();
 }
 
-/// One client alone. `placement`: "any", where the scheduler puts domain and ccache; "same", both on
-/// one processor; "apart", on two.
+/// One client alone. `placement`: "server", where the domain stays on its caller's processor, as servers
+/// and the personality's threads do, and ccache may run anywhere; "any", where the domain may, too;
+/// "same", both on one processor; "apart", on two.
 pub fn run(placement: &str) {
-    match placement {
-        "same" | "apart" => stay_on(0),
-        _ => {}
+    if matches!(placement, "same" | "apart") {
+        stay_on(0);
     }
     let cluster = Cluster::new(3);
-    if placement == "apart" {
-        stay_on(1);
+    match placement {
+        "server" => stay_on(rustix::thread::sched_getcpu()),
+        "apart" => stay_on(1),
+        _ => {}
     }
     let client = cluster.client(0);
     let home = client.local_shard(Class::Vfs, None);

@@ -178,6 +178,7 @@ impl Service {
     }
 
     fn sweep(&mut self, now: u64) {
+        self.parts.server.look_for_callers();
         let live = self.parts.server.channels();
         for channel in std::mem::replace(&mut self.channels, live.clone()) {
             if !live.contains(&channel) {

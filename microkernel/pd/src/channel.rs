@@ -8,7 +8,7 @@
 //! | 4 | non-zero while the server may sleep on the bell |
 //! | 8 | bells rung since the channel was made (64 bits): its *wake-ups* |
 //! | 16 | non-zero once the channel is revoked |
-//! | 4096 | 32 slots of 64 bytes: state, "client sleeps", label, length |
+//! | 4096 | 32 slots of 64 bytes: state, "client sleeps", label, length, the client's processor |
 //! | 8192 | 4096 wait words |
 //! | 32768 | 32 windows, each `window` bytes: the request, then in its place the reply |
 //!
@@ -30,6 +30,7 @@ use serde::Serialize;
 use serde::de::DeserializeOwned;
 
 use crate::exec;
+use crate::processor::{self, Following};
 use crate::region::Mapping;
 
 /// Slots of a channel: calls that can be under way at once.
@@ -101,6 +102,7 @@ struct Slot<'a> {
     client_sleeps: &'a AtomicU32,
     label: &'a AtomicU32,
     length: &'a AtomicU32,
+    processor: &'a AtomicU32,
 }
 
 impl Channel {
@@ -139,6 +141,7 @@ impl Channel {
             client_sleeps: self.word(at + 4),
             label: self.word(at + 8),
             length: self.word(at + 12),
+            processor: self.word(at + 16),
         }
     }
 
@@ -257,6 +260,7 @@ impl Client {
         }
         slot.label.store(label, Ordering::Relaxed);
         slot.length.store(request.len() as u32, Ordering::Relaxed);
+        slot.processor.store(processor::current(), Ordering::Relaxed);
         slot.client_sleeps.store(0, Ordering::Relaxed);
         slot.state.store(REQUEST, Ordering::SeqCst);
         // Whoever revokes says so first and then ends the requests that stand, so one of the two
@@ -561,6 +565,9 @@ pub struct Server {
     badges: Option<Mapping>,
     inbox: Arc<Inbox>,
     seen: Cell<u32>,
+    /// Whether the bells were registered, and so perhaps slept on, since the last request.
+    slept: Cell<bool>,
+    following: RefCell<Option<Following>>,
 }
 
 impl Server {
@@ -571,6 +578,8 @@ impl Server {
             badges,
             inbox,
             seen: Cell::new(0),
+            slept: Cell::new(false),
+            following: RefCell::default(),
         }
     }
 
@@ -597,6 +606,19 @@ impl Server {
     #[doc(hidden)]
     pub fn adopt_for_test(&self, mapping: Mapping, window: usize) -> std::io::Result<()> {
         self.attach(ChannelId(2 << 16 | 1), "test".into(), mapping, window)
+    }
+
+    /// From now on the calling thread, which is the one that serves, runs where its callers do.
+    pub fn follow_callers(&self) {
+        self.following.replace(Following::new());
+    }
+
+    /// Lets go of a processor from which nobody calls any more: to be called from time to time by a
+    /// server that follows its callers.
+    pub fn look_for_callers(&self) {
+        if let Some(following) = &mut *self.following.borrow_mut() {
+            following.look();
+        }
     }
 
     fn take_arrivals(&self) {
@@ -658,6 +680,10 @@ impl Server {
         slot.state.compare_exchange(REQUEST, TAKEN, Ordering::Acquire, Ordering::Relaxed).ok()?;
         let label = slot.label.load(Ordering::Relaxed);
         let length = slot.length.load(Ordering::Relaxed) as usize;
+        let slept = self.slept.replace(false);
+        if let Some(following) = &mut *self.following.borrow_mut() {
+            following.asked(slot.processor.load(Ordering::Relaxed), slept);
+        }
         let mut request = Vec::new();
         if length > served.channel.window
             || !served.channel.mapping.append_to(
@@ -695,6 +721,7 @@ impl Server {
     /// Registers every bell, and the one for new channels, with [`exec`] — for a loop of one's own
     /// that found nothing in [`Server::try_receive`].
     pub fn register(&self) {
+        self.slept.set(true);
         exec::register(&self.inbox.bell, self.seen.get());
         for served in self.channels.borrow().iter() {
             served.channel.server_sleeps().store(1, Ordering::SeqCst);

@@ -17,6 +17,7 @@ pub mod channel;
 pub mod exec;
 pub mod kernel;
 pub mod metrics;
+pub mod processor;
 pub mod region;
 pub mod sandbox;
 pub mod socket;

@@ -103,7 +103,7 @@ const COMMON: &[Row] = &[
     (libc::SYS_close, Any),
 ];
 
-/// The personality's and ccache's threads move to the CPU of whom they serve.
+/// The threads of servers, ccache and the personality move to the processor of whom they serve.
 const AFFINITY: &[Row] = &[(libc::SYS_sched_setaffinity, Any)];
 
 /// ccache: its fabric's Unix sockets, its own timers, its arena's memory, its peers' deaths.
@@ -211,7 +211,7 @@ const ROLES: &[(&str, &[&[Row]], bool)] = &[
     ("posix", &[AFFINITY], false),
 ];
 
-const SERVER: (&[&[Row]], bool) = (&[], false);
+const SERVER: (&[&[Row]], bool) = (&[AFFINITY], false);
 
 /// Enters the sandbox of `role`, with all threads of the process. With `trace`, a forbidden system
 /// call is named on descriptor 2 before the process dies.

@@ -9,8 +9,11 @@ use serde::de::DeserializeOwned;
 
 /// Calls that a server works on at once.
 pub const TASKS: usize = 16;
+/// How often a server looks whether it is still called from the processor it runs on, ns.
+const LOOK: u64 = 500_000_000;
 
-/// Serves for ever: `handler` for each request on every channel, beside the tasks in `others`.
+/// Serves for ever: `handler` for each request on every channel, beside the tasks in `others`; on the
+/// processor of whoever calls.
 pub fn run<Q, R, H>(server: &Server, handler: H, others: Vec<Task<'_>>)
 where
     Q: DeserializeOwned,
@@ -28,6 +31,13 @@ where
             (0, encode(&answer))
         })));
     }
+    server.follow_callers();
+    tasks.push(Box::pin(async {
+        loop {
+            exec::sleep_until(exec::now_ns() + LOOK).await;
+            server.look_for_callers();
+        }
+    }));
     exec::run(tasks);
 }
 
