@@ -146,6 +146,7 @@ impl Service {
         // A look that was asked for (due 0) is never late.
         let due = if due == 0 { now } else { due };
         let late = now.saturating_sub(due);
+        self.parts.server.ran_late(late);
         if late > self.parts.config.timing.late() {
             // Whether it was this thread's own work, or it was not run.
             let (ms, ran) = (late / 1_000_000, cpu_ns().saturating_sub(self.ran) / 1_000_000);

@@ -621,6 +621,13 @@ impl Server {
         }
     }
 
+    /// A timer of the serving thread was `late` ns late: on a loaded machine nobody is followed.
+    pub fn ran_late(&self, late: u64) {
+        if let Some(following) = &mut *self.following.borrow_mut() {
+            following.ran_late(late);
+        }
+    }
+
     fn take_arrivals(&self) {
         let bell = self.inbox.bell.load(Ordering::SeqCst);
         if bell == self.seen.get() {

@@ -34,7 +34,9 @@ where
     server.follow_callers();
     tasks.push(Box::pin(async {
         loop {
-            exec::sleep_until(exec::now_ns() + LOOK).await;
+            let due = exec::now_ns() + LOOK;
+            exec::sleep_until(due).await;
+            server.ran_late(exec::now_ns().saturating_sub(due));
             server.look_for_callers();
         }
     }));
