@@ -5,11 +5,13 @@
 
 use anyhow::{Context, Result, ensure};
 use clustix_tests::{Cluster, Program};
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::time::{Duration, Instant};
 
 const NODES: u8 = 3;
-/// A node is suspected after three leases of silence; its last heartbeat may be a renewal older, ms.
+/// A node is suspected after three leases of silence, or when its connection ends, ms.
+const SILENCE: u64 = 750;
+/// The stall of the suspected node that explains the silence: a heartbeat is sent each 50 ms.
 const LATE: u64 = 700;
 /// A machine on which nodes are lost to stalls more often is none to test on: ten, and one more for each
 /// minute after the first ten.
@@ -27,9 +29,13 @@ type Life = (u8, u64);
 struct Seen {
     /// How often the machine did not run that node for longer than [`LATE`].
     stalls: BTreeMap<Life, u64>,
-    /// How often a node (the first) suspected another.
+    /// How often a node (the first) suspected another for its silence.
     suspicions: BTreeMap<(Life, Life), u64>,
-    lines: Vec<String>,
+    /// Those of which a node suspected another since its connection ended.
+    ends: BTreeSet<Life>,
+    /// Those who were evicted, by their own logs.
+    evicted: BTreeSet<Life>,
+    lines: BTreeMap<Life, Vec<String>>,
 }
 
 impl Seen {
@@ -43,27 +49,38 @@ impl Seen {
         });
         let Some(incarnation) = incarnation else { return Ok(false) };
         let (life, mut stalls) = ((k, incarnation), 0);
-        let mut suspicions = BTreeMap::new();
+        let (mut suspicions, mut lines) = (BTreeMap::new(), Vec::new());
         for line in log.lines() {
             if stall(line) {
                 stalls += 1;
-                self.lines.push(line.to_owned());
-            } else if let Some(of) = suspicion(line) {
-                *suspicions.entry((life, of)).or_insert(0) += 1;
-                self.lines.push(line.to_owned());
+                lines.push(line.to_owned());
+            } else if let Some((of, silent)) = suspicion(line) {
+                if silent >= SILENCE {
+                    *suspicions.entry((life, of)).or_insert(0) += 1;
+                } else {
+                    self.ends.insert(of);
+                }
+                lines.push(line.to_owned());
             }
         }
         self.stalls.insert(life, stalls);
+        self.lines.insert(life, lines);
         self.suspicions.extend(suspicions);
-        Ok(stalls > 0 && log.lines().any(|l| l.contains("was evicted")))
+        let evicted = log.lines().any(|l| l.contains("was evicted"));
+        if evicted {
+            self.evicted.insert(life);
+        }
+        Ok(stalls > 0 && evicted)
     }
 
-    /// Suspicions for which the suspected node has no stall.
+    /// Suspicions for which the suspected node has no stall, and ended connections of nodes that were not
+    /// evicted.
     fn unfounded(&self) -> u64 {
         let of = |(key, count): (&(Life, Life), &u64)| {
             count.saturating_sub(self.stalls.get(&key.1).copied().unwrap_or(0))
         };
-        self.suspicions.iter().map(of).sum()
+        self.suspicions.iter().map(of).sum::<u64>()
+            + self.ends.difference(&self.evicted).count() as u64
     }
 }
 
@@ -78,13 +95,14 @@ fn stall(line: &str) -> bool {
     numbers().is_some_and(|(late, ran)| late >= LATE && ran < late / 2)
 }
 
-/// Of whom the line tells that it is suspected: "node 1 (incarnation 3) is suspected to be dead".
-fn suspicion(line: &str) -> Option<Life> {
+/// Of whom the line tells that it is suspected, and its silence in ms:
+/// "node 1 (incarnation 3) is suspected to be dead, silent for 751 ms".
+fn suspicion(line: &str) -> Option<(Life, u64)> {
     let (_, rest) = line.split_once("ccache: node ")?;
     let (slot, rest) = rest.split_once(" (incarnation ")?;
-    let (incarnation, rest) = rest.split_once(')')?;
-    rest.contains("is suspected to be dead").then_some(())?;
-    Some((slot.parse().ok()?, incarnation.parse().ok()?))
+    let (incarnation, rest) = rest.split_once(") is suspected to be dead, silent for ")?;
+    let silent = rest.split_once(" ms")?.0.parse().ok()?;
+    Some(((slot.parse().ok()?, incarnation.parse().ok()?), silent))
 }
 
 /// The sum of a metric over all nodes' ccaches; 0 where it was never counted.
@@ -95,9 +113,10 @@ fn metric(text: &str, name: &str) -> u64 {
         .sum()
 }
 
-/// The writes of the nodes that run now, or `before` if those are more: a restarted node counts anew.
+/// The writes of the nodes that run now, or `before` if those are more: a restarted node counts anew, and
+/// one that ends just now does not answer.
 fn cluster_writes(cluster: &Cluster, before: u64) -> Result<u64> {
-    let text = cluster.cli(["metrics"])?.ok()?.text();
+    let text = cluster.cli(["metrics"])?.text();
     Ok(before.max(metric(&text, "clustix_engine_writes_total")))
 }
 
@@ -144,11 +163,16 @@ fn lines_of_a_log() {
     assert!(!stall(
         "this node stood still: a timer was 80 ms late; it ran for 0 ms since the last"
     ));
-    assert_eq!(suspicion("ccache: node 1 (incarnation 3) is suspected to be dead"), Some((1, 3)));
+    let line = "ccache: node 1 (incarnation 3) is suspected to be dead, silent for 751 ms";
+    assert_eq!(suspicion(line), Some(((1, 3), 751)));
     let mut seen = Seen::default();
     seen.suspicions.insert(((0, 1), (1, 3)), 2);
     seen.stalls.insert((1, 3), 1);
     seen.stalls.insert((1, 2), 5);
+    assert_eq!(seen.unfounded(), 1);
+    seen.ends.insert((2, 1));
+    assert_eq!(seen.unfounded(), 2);
+    seen.evicted.insert((2, 1));
     assert_eq!(seen.unfounded(), 1);
 }
 
@@ -194,7 +218,7 @@ fn a_busy_node_is_not_suspected() -> Result<()> {
     for k in 0..NODES {
         seen.read(&cluster, k)?;
     }
-    let text = cluster.cli(["metrics"])?.ok()?.text();
+    let text = cluster.cli(["metrics"])?.text();
     let late = metric(&text, "clustix_timer_late_total");
     let counted = metric(&text, "clustix_suspicions_total");
     let writes = cluster_writes(&cluster, writes)?;
@@ -205,11 +229,9 @@ fn a_busy_node_is_not_suspected() -> Result<()> {
         writes,
         seen.suspicions.values().sum::<u64>(),
     );
-    seen.lines.sort();
-    seen.lines.dedup();
-    seen.lines.iter().for_each(|l| println!("suspicion:   {l}"));
+    seen.lines.values().flatten().for_each(|l| println!("suspicion:   {l}"));
     ensure!(unfounded == 0, "{}", cluster.cli(["logs"])?.text());
-    let logged: u64 = seen.suspicions.values().sum();
+    let logged = seen.lines.values().flatten().filter(|l| suspicion(l).is_some()).count() as u64;
     ensure!(counted <= logged, "{counted} suspicions were counted, {logged} logged");
     ensure!(writes > 0, "nothing was written: no load");
     cluster.cli(["down", "--discard"])?.ok().context("down")?;

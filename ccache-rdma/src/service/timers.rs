@@ -159,12 +159,14 @@ impl Service {
         for o in opinions {
             match o {
                 Opinion::Suspect(slot, incarnation) => {
+                    let silent = self.watch.silence(now, slot);
                     eprintln!(
-                        "ccache: node {slot} (incarnation {incarnation}) is suspected to be dead"
+                        "ccache: node {slot} (incarnation {incarnation}) is suspected to be dead, silent for {} ms",
+                        silent / 1_000_000
                     );
                     metrics::add("clustix_suspicions_total", 1);
                     self.suspected.insert(slot, incarnation);
-                    self.noticed = (self.watch.silence(now, slot), now);
+                    self.noticed = (silent, now);
                     self.tell(MemberEvent::Suspect { slot, incarnation });
                 }
                 Opinion::Trust(slot, incarnation) => {
