@@ -353,6 +353,7 @@ impl Service {
     pub fn run(mut self, stop: impl Fn() -> bool) -> String {
         self.parts.server.follow_callers();
         loop {
+            metrics::beat();
             let bell = self.parts.network.bell().map_or(0, |b| b.load(Ordering::SeqCst));
             let mut worked = self.serve_rings();
             worked |= self.turn_fabric();

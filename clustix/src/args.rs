@@ -150,6 +150,17 @@ pub enum Command {
         clustix nodes    shows how many shards each node is primary of"
     )]
     Rehome(Rehome),
+    /// Kill and pause nodes and protection domains at random, for a time
+    #[command(
+        long_about = "Kills and pauses nodes and protection domains of this machine at random, for a time. At \
+        most one node is down at a time, and only while `clustix status` says that one can be lost; what \
+        was paused goes on and what was killed is started again before the command ends. What is done \
+        when follows from the seed, to whom, from the seed and from who is there. Exit status 1 if the \
+        cluster is not whole within a minute of the end.\n\n\
+        Examples:\n  clustix chaos\n  clustix chaos --seconds 600 --every 2 --seed 7\n  \
+        clustix chaos --victims pds"
+    )]
+    Chaos(Chaos),
     /// Print the nodes' logs
     Logs(Logs),
     /// Print counters as Prometheus text
@@ -298,6 +309,41 @@ pub struct Rehome {
     /// Shards by number: one, or the first and the last
     #[arg(long, value_name = "A[-B]", value_parser = shards, default_value = "0-1023")]
     pub shards: (u16, u16),
+}
+
+/// Whom `clustix chaos` hits.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, clap::ValueEnum)]
+pub enum Victims {
+    /// Nodes and protection domains.
+    All,
+    /// Nodes.
+    Nodes,
+    /// Protection domains, but for those whose end is their node's.
+    Pds,
+}
+
+/// `clustix chaos`.
+#[derive(Args, Debug)]
+pub struct Chaos {
+    /// For how long, in seconds, 1 to 86400
+    #[arg(long, value_name = "N", default_value_t = 60, value_parser = clap::value_parser!(u64).range(1..=86_400))]
+    pub seconds: u64,
+    /// Mean time between two deeds, in seconds, 0.1 to 3600
+    #[arg(long, value_name = "S", default_value_t = 5.0, value_parser = every)]
+    pub every: f64,
+    /// The seed (default: another one each time; it is printed)
+    #[arg(long, value_name = "N")]
+    pub seed: Option<u64>,
+    /// Whom it hits
+    #[arg(long, value_enum, default_value_t = Victims::All)]
+    pub victims: Victims,
+}
+
+fn every(text: &str) -> Result<f64, String> {
+    match text.parse::<f64>() {
+        Ok(s) if (0.1..=3600.0).contains(&s) => Ok(s),
+        _ => Err("write seconds from 0.1 to 3600".to_owned()),
+    }
 }
 
 /// `clustix logs`.
@@ -521,6 +567,9 @@ mod tests {
             &["clustix", "kill-node"],
             &["clustix", "nodes", "--xml"],
             &["clustix", "rehome"],
+            &["clustix", "chaos", "--seconds", "0"],
+            &["clustix", "chaos", "--every", "0"],
+            &["clustix", "chaos", "--victims", "cats"],
             &["clustix", "rehome", "1", "--shards", "9-3"],
             &["clustix", "rehome", "1", "--shards", "0-1024"],
             &["clustix", "dance"],

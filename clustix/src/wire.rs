@@ -427,8 +427,8 @@ pub struct Pd {
     pub pid: u32,
     /// Times it was started again.
     pub restarts: u32,
-    /// Why it last ended.
-    pub last_exit: Option<String>,
+    /// How it ended and how many milliseconds ago, the latest last.
+    pub ends: Vec<(String, u64)>,
 }
 
 /// A counter of a protection domain.

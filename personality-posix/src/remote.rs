@@ -127,6 +127,8 @@ impl Stubs for KernelStubs {
                 let status = match status {
                     Exit::Code(code) => (code & 0xff) << 8,
                     Exit::Signal(signal) => signal & 0x7f,
+                    // No stub is looked at for that; a domain's end by it is SIGKILL.
+                    Exit::Hung => 9,
                 };
                 Some(Death { id, status })
             }

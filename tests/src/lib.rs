@@ -16,6 +16,7 @@ pub mod program;
 pub mod random;
 pub mod registers;
 pub mod terminal;
+pub mod writer;
 
 pub use cluster::Cluster;
 pub use program::{Output, Program};

@@ -26,6 +26,11 @@ impl Random {
         z ^ (z >> 31)
     }
 
+    /// Another source, for another thread.
+    pub fn fork(&mut self) -> Random {
+        Random(self.number())
+    }
+
     /// A number below `n`, which is not 0.
     pub fn below(&mut self, n: u64) -> u64 {
         self.number() % n

@@ -3,88 +3,15 @@
 
 use anyhow::{Context, Result, bail, ensure};
 use clustix_tests::random::Random;
+use clustix_tests::writer::Writers;
 use clustix_tests::{Cluster, Program, leftover};
 use std::collections::BTreeMap;
-use std::io::{BufRead, BufReader};
-use std::process::Stdio;
-use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
-use std::sync::{Arc, Condvar, Mutex};
+use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 const NODES: u8 = 3;
 /// A lease and the bound on the clocks' drift.
 const LEASE_OVER_MS: f64 = 255.0;
-
-/// A writer: makes files one after the other, says each one's number once it is written.
-struct Writer {
-    name: &'static str,
-    cluster: Arc<Cluster>,
-    /// Acknowledged: number → node that acknowledged it.
-    done: Mutex<BTreeMap<u64, u8>>,
-    /// Rung at each.
-    more: Condvar,
-    /// Next number nobody has used.
-    next: AtomicU64,
-    node: AtomicU64,
-    stop: AtomicBool,
-    lost: AtomicU64,
-}
-
-/// Contents of file `n`: what a reader must find.
-fn contents(name: &str, n: u64) -> String {
-    format!("{name} wrote {n}; {}", "x".repeat((n % 977) as usize))
-}
-
-impl Writer {
-    /// Writes on some live node until it is told to stop; goes on elsewhere when that node dies.
-    fn run(&self, mut random: Random) -> Result<()> {
-        while !self.stop.load(Ordering::Acquire) {
-            let node = random.below(NODES.into()) as u8;
-            let from = self.next.load(Ordering::Acquire);
-            // Written under another name first: a file whose line was not seen may be half there,
-            // one whose line was seen is whole.
-            let script = format!(
-                "n={from}; pad=$(cat /pad); while :; do \
-                 k=$((n % 977)); printf '%s wrote %s; %.*s' {name} $n $k \"$pad\" > /{name}/.new && \
-                 mv /{name}/.new /{name}/$n && echo $n || exit 1; n=$((n+1)); done",
-                name = self.name
-            );
-            let mut command = self.cluster.sh_command(Some(node), &script);
-            let mut child = command
-                .stdin(Stdio::null())
-                .stdout(Stdio::piped())
-                .stderr(Stdio::piped())
-                .spawn()?;
-            let out = child.stdout.take().context("a pipe")?;
-            self.node.store(node.into(), Ordering::Release);
-            for line in BufReader::new(out).lines() {
-                let Ok(n) = line?.parse::<u64>() else { bail!("{}: not a number", self.name) };
-                self.done.lock().unwrap().insert(n, node);
-                self.more.notify_all();
-                self.next.store(n + 1, Ordering::Release);
-                if self.stop.load(Ordering::Acquire) {
-                    break;
-                }
-            }
-            self.node.store(u64::MAX, Ordering::Release);
-            if self.stop.load(Ordering::Acquire) {
-                let _ = child.kill();
-            }
-            let out = child.wait_with_output()?;
-            if out.status.code() == Some(137) {
-                self.lost.fetch_add(1, Ordering::AcqRel);
-            }
-            // The file under way when the node died may or may not be there: its number is not used
-            // again, so that it cannot be mistaken for the next writer's.
-            self.next.fetch_add(1, Ordering::AcqRel);
-        }
-        Ok(())
-    }
-
-    fn count(&self) -> usize {
-        self.done.lock().unwrap().len()
-    }
-}
 
 /// Waits until all nodes are up and any can be lost. A node that was suspected though it lived (this
 /// machine may be busy with other things) has left the cluster: it is started again and counted.
@@ -146,7 +73,7 @@ fn parts(cluster: &Cluster, into: &mut BTreeMap<String, Vec<f64>>) -> Result<()>
 
 fn kill_rounds(
     cluster: &Cluster,
-    writers: &[Arc<Writer>],
+    writers: &Writers,
     random: &mut Random,
     rounds: usize,
 ) -> Result<Rounds> {
@@ -159,21 +86,10 @@ fn kill_rounds(
         }
         whole(cluster, &mut r.evicted).with_context(|| format!("round {round}"))?;
         // The kill must meet writers at work: wait for one more file of each.
-        for w in writers {
-            let seen = w.count();
-            let until = Instant::now() + Duration::from_secs(30);
-            let mut done = w.done.lock().unwrap();
-            while done.len() == seen {
-                let left = until.saturating_duration_since(Instant::now());
-                ensure!(!left.is_zero(), "round {round}: {} does not go on", w.name);
-                done = w.more.wait_timeout(done, left).unwrap().0;
-            }
-        }
+        writers.more(Duration::from_secs(30)).with_context(|| format!("round {round}"))?;
         std::thread::sleep(Duration::from_millis(random.below(50)));
         let victim = random.below(NODES.into()) as u8;
-        let there =
-            writers.iter().filter(|w| w.node.load(Ordering::Acquire) == u64::from(victim)).count();
-        if there > 0 {
+        if writers.on(victim) > 0 {
             r.under_way += 1
         } else {
             r.idle += 1
@@ -204,72 +120,19 @@ fn no_acknowledged_file_is_lost() -> Result<()> {
     let mut random = Random::seeded("failover");
     let rounds = if std::env::var_os("CLUSTIX_TEST_ALL").is_some() { 200 } else { 20 };
     let cluster = Arc::new(Cluster::up(NODES)?);
-    cluster
-        .sh(
-            None,
-            "mkdir /w1 /w2; i=0; while [ $i -lt 1000 ]; do printf x; i=$((i+1)); done > /pad",
-        )?
-        .ok()?;
-    let writers: Vec<Arc<Writer>> = ["w1", "w2"]
-        .into_iter()
-        .map(|name| {
-            Arc::new(Writer {
-                name,
-                cluster: cluster.clone(),
-                done: Mutex::default(),
-                more: Condvar::new(),
-                next: AtomicU64::new(1),
-                node: AtomicU64::new(u64::MAX),
-                stop: AtomicBool::new(false),
-                lost: AtomicU64::new(0),
-            })
-        })
-        .collect();
-    let threads: Vec<_> = writers
-        .iter()
-        .map(|w| {
-            let (w, seed) = (w.clone(), Random::clone(&random));
-            let mut seed = seed;
-            for _ in 0..w.name.len() + usize::from(w.name == "w2") {
-                seed.number();
-            }
-            std::thread::spawn(move || w.run(seed))
-        })
-        .collect();
+    let writers = Writers::start(&cluster, NODES, &mut random)?;
     let rounds_went = kill_rounds(&cluster, &writers, &mut random, rounds);
     // Also after a failure: who writes on holds the cluster, which would not be taken down.
-    for w in &writers {
-        w.stop.store(true, Ordering::Release);
-    }
-    for thread in threads {
-        thread.join().map_err(|_| anyhow::anyhow!("a writer panicked"))??;
-    }
+    let written = writers.stop()?;
     let Rounds { mut served, mut rebuilt, under_way, idle, evicted, parts } = rounds_went?;
-    // Every acknowledged file, from a node of its own, against the oracle.
-    let back = tempfile::tempdir()?;
-    let mut checked = 0;
-    for w in &writers {
-        let to = back.path().join(w.name);
-        let dir = format!("/{}", w.name);
-        cluster.cli(["export", &dir, to.to_str().context("path")?])?.ok()?;
-        for (n, node) in w.done.lock().unwrap().iter() {
-            let found = std::fs::read(to.join(n.to_string()))
-                .with_context(|| format!("{dir}/{n}, acknowledged on node {node}, is lost"))?;
-            ensure!(
-                found == contents(w.name, *n).into_bytes(),
-                "{dir}/{n}, acknowledged on node {node}, is damaged: {:?}",
-                String::from_utf8_lossy(&found)
-            );
-            checked += 1;
-        }
-    }
+    let checked = written.check(&cluster)?;
     ensure!(served.len() == rounds, "only {} rounds of {rounds}", served.len());
     ensure!(under_way > 0, "no kill met a writer on its node");
     served.sort_unstable();
     rebuilt.sort_unstable();
     println!(
         "failover: {rounds} rounds, {under_way} with a writer on the victim ({idle} with none), {} programs lost with their node",
-        writers.iter().map(|w| w.lost.load(Ordering::Acquire)).sum::<u64>()
+        written.lost()
     );
     println!(
         "failover: {checked} acknowledged files, none lost; {evicted} live nodes were suspected and started again"

@@ -125,15 +125,16 @@ fn a_programs_process_holds_its_own_memory_and_two_channels() -> Result<()> {
     Ok(())
 }
 
-#[test]
-fn the_death_of_a_server_costs_a_pause() -> Result<()> {
+/// Every server, one after the other, gets `signal`; it is started again and all goes on. How it ended, as
+/// `clustix pds` shows it, is `end`.
+fn each_server(signal: rustix::process::Signal, end: &str) -> Result<()> {
     let c = Cluster::up(1)?;
     c.sh(None, "echo kept > /a")?.ok()?;
     for role in ["process", "vfs", "memory", "console", "control", "init", "member"] {
         let before = domains(&c)?;
         let pid = *before.get(role).with_context(|| role.to_owned())?;
         let raw = rustix::process::Pid::from_raw(i32::try_from(pid)?).context("a pid")?;
-        rustix::process::kill_process(raw, rustix::process::Signal::KILL)?;
+        rustix::process::kill_process(raw, signal)?;
         let begin = Instant::now();
         loop {
             let again = domains(&c);
@@ -152,8 +153,60 @@ fn the_death_of_a_server_costs_a_pause() -> Result<()> {
                 break out;
             }
         };
-        ensure!(out.text().starts_with("kept\n"), "after the death of {role}: {out:?}");
-        println!("{role}: killed; served again after {} ms", begin.elapsed().as_millis());
+        ensure!(out.text().starts_with("kept\n"), "after the end of {role}: {out:?}");
+        println!("{role}: {end}; served again after {} ms", begin.elapsed().as_millis());
+        let pds = c.json(["pds"])?;
+        let pd = pds.as_array().context("a list")?.iter().find(|p| p["role"] == role);
+        let ends = pd.context("the role")?["ends"].as_array().context("its ends")?.clone();
+        ensure!(ends.len() == 1 && ends[0]["how"] == end, "{role}: {ends:?}");
+        ensure!(ends[0]["ms_ago"].as_u64().is_some_and(|ms| ms < 20_000), "{role}: {ends:?}");
+    }
+    c.cli(["down", "--discard"])?.ok()?;
+    Ok(())
+}
+
+#[test]
+fn the_death_of_a_server_costs_a_pause() -> Result<()> {
+    each_server(rustix::process::Signal::KILL, "signal 9")
+}
+
+/// Beyond the health check's deadline, a server that stands still is a dead one.
+#[test]
+fn a_server_that_hangs_is_a_dead_one() -> Result<()> {
+    each_server(rustix::process::Signal::STOP, "hung")
+}
+
+/// A node ends with its ccache, and a program with its node: whoever waits for it is told so, though the
+/// node's control goes before the node has.
+#[test]
+fn a_program_is_lost_with_its_nodes_ccache() -> Result<()> {
+    let c = Cluster::up(3)?;
+    for round in 0..5 {
+        let ready = format!("/ready{round}");
+        let script = format!("echo > {ready}; exec sleep 1000");
+        let run = Program::start(c.sh_command(Some(2), &script), b"")?;
+        let until = Instant::now() + Duration::from_secs(10);
+        while c.sh(Some(0), &format!("test -e {ready}"))?.status != 0 {
+            ensure!(Instant::now() < until, "the program does not run");
+        }
+        let pds = c.json(["pds"])?;
+        let ccache = pds
+            .as_array()
+            .context("a list")?
+            .iter()
+            .find(|p| p["role"] == "ccache" && p["node"] == 2);
+        let pid = ccache.and_then(|p| p["pid"].as_u64()).context("node 2's ccache")?;
+        let raw = rustix::process::Pid::from_raw(i32::try_from(pid)?).context("a pid")?;
+        rustix::process::kill_process(raw, rustix::process::Signal::KILL)?;
+        let ended = run.end_within(Duration::from_secs(20))?;
+        ensure!(ended.status == 137 && ended.errors().contains("lost with node 2"), "{ended:?}");
+        let until = Instant::now() + Duration::from_secs(30);
+        while c.cli(["start-node", "2"])?.ok().is_err() {
+            ensure!(Instant::now() < until, "node 2 does not come back");
+        }
+        while !c.cli(["status"])?.text().contains("3 of 3 nodes") {
+            ensure!(Instant::now() < until, "node 2 does not join");
+        }
     }
     c.cli(["down", "--discard"])?.ok()?;
     Ok(())

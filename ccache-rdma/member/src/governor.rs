@@ -10,6 +10,7 @@ use clustix_ccache::request::MemberEvent;
 use clustix_ccache::succession::Incarnation;
 use clustix_ccache::view::{MAX_NODES, Member, View};
 use clustix_pd::exec::now_ns;
+use clustix_pd::metrics;
 use openraft::{BasicNode, ChangeMembers, Raft, ServerState};
 use std::collections::{BTreeMap, BTreeSet};
 use std::time::Duration;
@@ -129,6 +130,7 @@ impl Governor {
         let mut ticks = tokio::time::interval(TICK);
         ticks.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Delay);
         loop {
+            metrics::beat();
             tokio::select! {
                 ended = &mut forwarder => {
                     return ended.unwrap_or_else(|e| Ended::Raft(e.to_string()));

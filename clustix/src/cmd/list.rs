@@ -61,7 +61,7 @@ fn plain(text: &str) -> String {
     text.chars().map(|c| if c.is_control() && c != '\t' { '?' } else { c }).collect()
 }
 
-fn get_status(folder: &Folder) -> Result<Status> {
+pub(super) fn get_status(folder: &Folder) -> Result<Status> {
     let (_, replies) = ask(folder, None, &Request::Status)?;
     // A node that was evicted answers too; another may know better.
     let mut found = status_of(replies)?;
@@ -331,7 +331,9 @@ pub fn pds(folder: &Folder, json: bool) -> Result<ExitCode> {
             .map(|p| {
                 json!({
                     "role": p.role, "node": p.node, "pid": p.pid, "restarts": p.restarts,
-                    "last_exit": p.last_exit,
+                    "ends": p.ends.iter()
+                        .map(|(how, ago)| json!({"how": how, "ms_ago": ago}))
+                        .collect::<Vec<_>>(),
                 })
             })
             .collect();
@@ -346,7 +348,10 @@ pub fn pds(folder: &Folder, json: bool) -> Result<ExitCode> {
                 p.node.to_string(),
                 if p.pid == 0 { "-".to_owned() } else { p.pid.to_string() },
                 p.restarts.to_string(),
-                p.last_exit.clone().unwrap_or_else(|| "-".to_owned()),
+                p.ends.last().map_or_else(
+                    || "-".to_owned(),
+                    |(how, ago)| format!("{how}, {} s ago", ago / 1_000),
+                ),
             ]
         })
         .collect();

@@ -1,5 +1,6 @@
 //! The commands, one file for each family.
 
+pub mod chaos;
 pub mod down;
 pub mod list;
 pub mod node;
@@ -32,6 +33,7 @@ pub fn run(cli: Cli) -> Result<ExitCode> {
         Command::Pds(args) => list::pds(&folder, args.json),
         Command::KillNode(args) => node::kill_node(&folder, args.node),
         Command::StartNode(args) => node::start_node(&folder, args.node),
+        Command::Chaos(args) => chaos::chaos(&folder, &args),
         Command::Rehome(args) => node::rehome(&folder, &args),
         Command::Logs(args) => list::logs(&folder, &args),
         Command::Metrics(args) => list::metrics(&folder, &args),

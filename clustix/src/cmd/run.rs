@@ -3,6 +3,7 @@
 use crate::args;
 use crate::connection::{self, Connection, PATIENCE, WentAway};
 use crate::interrupt;
+use crate::procfs::Process;
 use crate::state::Folder;
 use crate::wire::{self, CHUNK, Input, Reply, Request, Run, Stdio, Stream};
 use anyhow::{Context, Result, anyhow, bail};
@@ -14,6 +15,12 @@ use std::process::ExitCode;
 use std::sync::mpsc::{Receiver, SyncSender, sync_channel};
 use std::sync::{Arc, Condvar, Mutex, PoisonError};
 use std::thread::JoinHandle;
+use std::time::{Duration, Instant};
+
+/// A node that goes, or whose control comes back, has done so after this.
+const GOING: Duration = Duration::from_secs(10);
+/// Between two looks at it.
+const MOMENT: Duration = Duration::from_millis(50);
 
 const SIGHUP: i32 = 1;
 const SIGINT: i32 = 2;
@@ -43,6 +50,7 @@ pub fn run(folder: &Folder, args: args::Run) -> Result<ExitCode> {
         return Ok(ExitCode::SUCCESS);
     }
     let node = connection.node;
+    let process = folder.process(node)?;
     let terminal = if args.tty { Some(Raw::enter()?) } else { None };
     let ended = attend(connection, args.tty);
     drop(terminal);
@@ -55,7 +63,7 @@ pub fn run(folder: &Folder, args: args::Run) -> Result<ExitCode> {
         }
         Ok(Ended::Signalled(signal)) => Ok(ExitCode::from(128 + signal as u8)),
         Err(e) if e.downcast_ref::<WentAway>().is_some() => {
-            if folder.process(node)?.is_none() {
+            if process.is_none_or(|p| node_ended(folder, node, &p)) {
                 eprintln!("clustix: lost with node {node}");
                 return Ok(ExitCode::from(137));
             }
@@ -65,6 +73,21 @@ pub fn run(folder: &Folder, args: args::Run) -> Result<ExitCode> {
         }
         Err(e) => Err(e),
     }
+}
+
+/// Whether a node whose control went away has ended (its ccache's death takes a moment to end it), or
+/// its control alone was restarted, which answers then.
+fn node_ended(folder: &Folder, node: u8, process: &Process) -> bool {
+    let until = Instant::now() + GOING;
+    while !process.wait(MOMENT) {
+        let answers = Connection::open(folder, node, Request::Pds)
+            .and_then(|mut c| c.next(Some(GOING)))
+            .is_ok();
+        if answers || Instant::now() >= until {
+            return process.ended();
+        }
+    }
+    true
 }
 
 /// The shell's idea of a wait status.

@@ -16,9 +16,10 @@ mod tree;
 
 use anyhow::{Context, Result};
 use clustix_ccache::client::CacheClient;
-use clustix_pd::{Boot, CallError, Client, Kernel};
+use clustix_pd::{Boot, CallError, Client, Kernel, exec};
 use clustix_proto::Errno;
 use gate::Gate;
+use rustix::net::sockopt::Timeout;
 use serde::Serialize;
 use serde::de::DeserializeOwned;
 use std::os::unix::net::UnixListener;
@@ -64,13 +65,24 @@ pub fn main(mut boot: Boot) -> Result<()> {
         gate: Gate::default(),
         owner: rustix::process::geteuid(),
     });
+    // The loop beats though nobody comes.
+    rustix::net::sockopt::set_socket_timeout(&socket, Timeout::Recv, Some(exec::LONGEST_SLEEP))
+        .context("the listening socket")?;
     boot.enter_sandbox(None).context("the sandbox")?;
     let listener = UnixListener::from(socket);
     let sessions = Arc::new(AtomicUsize::new(0));
     loop {
+        clustix_pd::metrics::beat();
         let stream = match listener.accept() {
             Ok((stream, _)) => stream,
-            Err(e) if e.kind() == std::io::ErrorKind::Interrupted => continue,
+            Err(e)
+                if matches!(
+                    e.kind(),
+                    std::io::ErrorKind::Interrupted | std::io::ErrorKind::WouldBlock
+                ) =>
+            {
+                continue;
+            }
             Err(e) => return Err(e).context("the listening socket"),
         };
         clustix_pd::metrics::add("clustix_control_connections_total", 1);

@@ -10,7 +10,7 @@ use clustix_ccache::name::{Name, SHARDS};
 use clustix_ccache::request::{self, Dumped};
 use clustix_ccache::set;
 use clustix_pd::exec;
-use clustix_pd::wire::PdInfo;
+use clustix_pd::wire::{Exit, PdInfo};
 use std::os::unix::net::UnixStream;
 
 /// Between two looks while a cluster comes up; nothing signals that a view was installed.
@@ -186,12 +186,14 @@ pub(crate) fn pds(node: &Node, stream: &mut UnixStream) -> Result<(), Failure> {
         .kernel
         .pd_list()
         .map_err(|e| failed(format!("node {}: the kernel refused the list: {e}", node.slot)))?;
+    let now = exec::now_ns();
+    let end = |(at, exit): &(u64, Exit)| (exit.to_string(), now.saturating_sub(*at) / 1_000_000);
     let pd = |p: PdInfo| Pd {
         role: p.role,
         node: node.slot,
         pid: p.pid,
         restarts: p.restarts,
-        last_exit: p.last_exit.map(|e| e.to_string()),
+        ends: p.ends.iter().map(end).collect(),
     };
     send(stream, &Reply::Pds(list.into_iter().map(pd).collect()))
 }

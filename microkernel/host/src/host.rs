@@ -14,6 +14,7 @@ use clustix_pd::wire::{Delivered, Exit, Extra, Notice, Packet};
 use rustix::event::epoll;
 
 use crate::channel::Channel;
+use crate::health::{Health, LOOK_NS};
 use crate::metrics::Wakeups;
 use crate::pd::{Outbox, Pd, Sent};
 use crate::process::{Process, Program};
@@ -188,6 +189,8 @@ pub struct Host {
     pub(crate) wakeups: Wakeups,
     /// The endpoint each domain serves.
     pub(crate) endpoints: Vec<Option<EndpointId>>,
+    /// When the domains' beats are looked at next (CLOCK_MONOTONIC, ns).
+    look_at: u64,
     end: Option<End>,
 }
 
@@ -257,6 +260,7 @@ impl Host {
             next_request: 1,
             wakeups: Wakeups::default(),
             endpoints: Vec::new(),
+            look_at: now_ns() + LOOK_NS,
             end: None,
         };
         let watched = host
@@ -285,7 +289,14 @@ impl Host {
                 return Ok(end);
             }
             events.clear();
-            match epoll::wait(&self.epoll, rustix::buffer::spare_capacity(&mut events), None) {
+            self.look();
+            let pause = self.look_at.saturating_sub(now_ns());
+            let pause = rustix::event::Timespec {
+                tv_sec: (pause / 1_000_000_000) as i64,
+                tv_nsec: (pause % 1_000_000_000) as i64,
+            };
+            let room = rustix::buffer::spare_capacity(&mut events);
+            match epoll::wait(&self.epoll, room, Some(&pause)) {
                 Ok(_) | Err(rustix::io::Errno::INTR) => {}
                 Err(e) => return Err(io("cannot wait")(e.into())),
             }
@@ -312,6 +323,29 @@ impl Host {
                 if self.end.is_some() {
                     break;
                 }
+            }
+        }
+    }
+
+    /// Kills the domains whose loops do not turn any more.
+    fn look(&mut self) {
+        let (now, due) = (now_ns(), self.look_at);
+        if now < due {
+            return;
+        }
+        self.look_at = now + LOOK_NS;
+        for pd in &mut self.pds {
+            let Some(life) = pd.life.as_mut().filter(|l| !l.hung) else { continue };
+            let beats = clustix_pd::metrics::beats(&life.metrics);
+            if let Some(silent) = life.health.look(now, due, beats) {
+                tracing::warn!(
+                    role = pd.role,
+                    pid = life.process.pid,
+                    "killed: it hangs, without a turn of its loop for {} ms",
+                    silent / 1_000_000
+                );
+                life.hung = true;
+                life.process.kill();
             }
         }
     }
@@ -498,6 +532,7 @@ impl Host {
         let (page, page_fd) = crate::pd::metrics_page()?;
         self.watch(kernel_end.as_fd(), Source::Pd(n), false)?;
         self.watch(process.pidfd.as_fd(), Source::PdDeath(n), false)?;
+        let deadline = u64::from(self.system.pds[usize::from(n)].deadline_ms) * 1_000_000;
         let pd = &mut self.pds[usize::from(n)];
         pd.starts += 1;
         pd.started_ns = now_ns();
@@ -508,6 +543,8 @@ impl Host {
             socket: kernel_end,
             outbox: Outbox::default(),
             metrics: page,
+            health: Health::new(deadline, pd.started_ns),
+            hung: false,
             incarnation,
         });
         self.send_boot(n, page_fd)
@@ -518,7 +555,7 @@ impl Host {
         let Some(life) = &pd.life else { return };
         let Some(status) = life.process.reap(false) else { return };
         let incarnation = life.incarnation;
-        let exit = Exit::from_wait_status(status);
+        let exit = if life.hung { Exit::Hung } else { Exit::from_wait_status(status) };
         let now = now_ns();
         tracing::warn!(role = pd.role, pid = life.process.pid, %exit, "died");
         pd.bury(exit, now);

@@ -16,6 +16,7 @@
 mod actions;
 mod channel;
 mod declare;
+mod health;
 mod host;
 mod memory;
 mod metrics;

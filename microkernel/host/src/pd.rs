@@ -7,9 +7,10 @@ use std::rc::Rc;
 use clustix_kernel_core::RegionId;
 use clustix_pd::metrics;
 use clustix_pd::region::Region;
-use clustix_pd::wire::{Exit, Notice, PdInfo};
+use clustix_pd::wire::{Exit, MOST_ENDS, Notice, PdInfo};
 
 use crate::channel::Badges;
+use crate::health::Health;
 use crate::memory;
 use crate::process::Process;
 
@@ -64,6 +65,9 @@ pub(crate) struct Life {
     pub(crate) socket: OwnedFd,
     pub(crate) outbox: Outbox,
     pub(crate) metrics: Region,
+    pub(crate) health: Health,
+    /// It was killed for not beating.
+    pub(crate) hung: bool,
     /// Counts its start in the core's terms.
     pub(crate) incarnation: u32,
 }
@@ -83,7 +87,8 @@ pub(crate) struct Pd {
     pub(crate) starts: u32,
     pub(crate) started_ns: u64,
     pub(crate) last_pid: u32,
-    pub(crate) last_exit: Option<Exit>,
+    /// When and how it ended, lately.
+    pub(crate) ends: VecDeque<(u64, Exit)>,
     /// When it died lately (CLOCK_MONOTONIC, ns).
     pub(crate) deaths: VecDeque<u64>,
     /// Counters of its former lives.
@@ -103,7 +108,7 @@ impl Pd {
             starts: 0,
             started_ns: 0,
             last_pid: 0,
-            last_exit: None,
+            ends: VecDeque::new(),
             deaths: VecDeque::new(),
             carried: HashMap::new(),
         })
@@ -115,7 +120,7 @@ impl Pd {
             pid: self.life.as_ref().map_or(0, |l| l.process.pid),
             restarts: self.starts.saturating_sub(1),
             started_ns: self.started_ns,
-            last_exit: self.last_exit,
+            ends: self.ends.iter().copied().collect(),
         }
     }
 
@@ -146,7 +151,10 @@ impl Pd {
                 }
             }
         }
-        self.last_exit = Some(exit);
+        if self.ends.len() >= MOST_ENDS {
+            self.ends.pop_front();
+        }
+        self.ends.push_back((now, exit));
         self.deaths.push_back(now);
     }
 

@@ -61,6 +61,10 @@ pub struct PdDescription {
     /// Names of the host descriptors it is given.
     #[serde(default)]
     pub descriptors: Vec<String>,
+    /// How long its loop may go without a turn ([`clustix_pd::metrics::beat`]), ms: then it counts as
+    /// hung, and is killed. 0: for ever.
+    #[serde(default)]
+    pub deadline_ms: u32,
 }
 
 /// Who starts a domain.

@@ -6,6 +6,7 @@
 //! same futures run under [`block_on`] (one thread per app thread, in the personality) and under
 //! [`run`] (the one thread of a server).
 
+use crate::metrics;
 use std::cell::RefCell;
 use std::future::Future;
 use std::pin::{Pin, pin};
@@ -172,13 +173,15 @@ pub fn block_on<F: Future>(future: F) -> F::Output {
     }
 }
 
-/// Runs a fixed set of tasks on this thread until all have ended (a server's never do).
+/// Runs a fixed set of tasks on this thread until all have ended (a server's never do). Each turn is a
+/// [`beat`](metrics::beat) of the domain.
 pub fn run<'a>(tasks: impl IntoIterator<Item = Pin<Box<dyn Future<Output = ()> + 'a>>>) {
     let again = Arc::new(Again(AtomicBool::new(false)));
     let waker = Waker::from(again.clone());
     let mut cx = Context::from_waker(&waker);
     let mut tasks: Vec<_> = tasks.into_iter().collect();
     while !tasks.is_empty() {
+        metrics::beat();
         forget_registrations();
         tasks.retain_mut(|t| t.as_mut().poll(&mut cx).is_pending());
         if !again.0.swap(false, Ordering::Acquire) && !tasks.is_empty() {

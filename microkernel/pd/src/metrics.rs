@@ -2,7 +2,8 @@
 //!
 //! The page is an array of entries of 64 bytes: a name (56 bytes, zero-padded) and a count. A name
 //! may carry Prometheus labels: `clustix_calls_total{call="openat"}`. Names that do not fit, or
-//! find the page full, are counted together under `clustix_metrics_dropped_total`.
+//! find the page full, are counted together under `clustix_metrics_dropped_total`. Where the last
+//! entry would stand is the domain's *beat*, by which the kernel knows that its loop still turns.
 
 use std::collections::HashMap;
 use std::sync::atomic::{AtomicU64, Ordering};
@@ -17,7 +18,10 @@ pub const ENTRY_LEN: usize = 64;
 /// Longest name in bytes.
 pub const NAME_LEN: usize = 56;
 /// Entries in the page.
-pub const ENTRIES: usize = PAGE_LEN / ENTRY_LEN;
+pub const ENTRIES: usize = PAGE_LEN / ENTRY_LEN - 1;
+
+/// Word of the page that a domain's loop counts its turns in.
+const BEAT: usize = ENTRIES * ENTRY_LEN / 8;
 
 const DROPPED: &str = "clustix_metrics_dropped_total";
 
@@ -94,6 +98,19 @@ pub fn get(name: &str) -> u64 {
     known.get(name).and_then(|&e| page.count(e)).map_or(0, |c| c.load(Ordering::Relaxed))
 }
 
+/// This domain's loop has come round. To be called at least every
+/// [`LONGEST_SLEEP`](crate::exec::LONGEST_SLEEP), by one thread.
+pub fn beat() {
+    if let Some(beat) = page().and_then(|p| p.region.words().get(BEAT)) {
+        beat.store(beat.load(Ordering::Relaxed).wrapping_add(1), Ordering::Relaxed);
+    }
+}
+
+/// How often the domain that writes this metrics page has [`beat`]; anything, if it is hostile.
+pub fn beats(region: &Region) -> u64 {
+    region.words().get(BEAT).map_or(0, |w| w.load(Ordering::Relaxed))
+}
+
 /// The entries of a metrics page, read from outside the domain that writes it: names that are not
 /// printable ASCII are left out.
 pub fn read_page(region: &Region) -> Vec<(String, u64)> {
@@ -127,5 +144,16 @@ mod tests {
         assert_eq!(get(DROPPED), 1);
         let page = read_page(&PAGE.get().unwrap().region);
         assert!(page.contains(&("clustix_test_total".to_owned(), 5)));
+    }
+
+    #[test]
+    fn a_full_page_keeps_its_beat() {
+        let region = Region::anonymous(PAGE_LEN).unwrap();
+        let page = Page { region, known: RwLock::default() };
+        let entries = (0..2 * ENTRIES).filter_map(|i| page.entry(&format!("name{i}"))).count();
+        assert_eq!(entries, ENTRIES - 1);
+        assert_eq!(page.entry(DROPPED), Some(ENTRIES - 1));
+        page.count(ENTRIES - 1).unwrap().store(u64::MAX, Ordering::Relaxed);
+        assert_eq!(beats(&page.region), 0);
     }
 }

@@ -59,9 +59,12 @@ pub struct PdInfo {
     pub restarts: u32,
     /// When it was started last (CLOCK_MONOTONIC, ns); 0 when never.
     pub started_ns: u64,
-    /// How it ended last time, if it ever ended.
-    pub last_exit: Option<Exit>,
+    /// When (CLOCK_MONOTONIC, ns) and how it ended, the latest last; at most [`MOST_ENDS`].
+    pub ends: Vec<(u64, Exit)>,
 }
+
+/// Ends of a domain that are kept.
+pub const MOST_ENDS: usize = 8;
 
 /// How a process ended.
 ///
@@ -72,6 +75,8 @@ pub enum Exit {
     Code(i32),
     /// A signal killed it (SIGSYS: it broke its sandbox).
     Signal(i32),
+    /// The kernel killed it since its loop did not turn any more.
+    Hung,
 }
 
 impl Exit {
@@ -89,6 +94,7 @@ impl std::fmt::Display for Exit {
         match self {
             Exit::Code(c) => write!(f, "exit {c}"),
             Exit::Signal(s) => write!(f, "signal {s}"),
+            Exit::Hung => write!(f, "hung"),
         }
     }
 }

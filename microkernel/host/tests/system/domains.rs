@@ -285,7 +285,8 @@ fn gone(boot: &Boot, echo: &Client) {
         });
         let pds = boot.kernel.pd_list().expect("granted");
         let info = pds.iter().find(|p| p.role == "echo").expect("listed");
-        assert_eq!((info.restarts, info.last_exit), (round, Some(Exit::Code(9))));
+        let last = info.ends.last().map(|(_, exit)| *exit);
+        assert_eq!((info.restarts, last), (round, Some(Exit::Code(9))));
     }
     // Killed from outside, in the middle of nothing.
     boot.kernel.pd_kill("echo").expect("it can be killed");

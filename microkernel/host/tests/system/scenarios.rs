@@ -20,6 +20,7 @@ fn pd(role: &str) -> PdDescription {
         regions: Vec::new(),
         keeps_descriptors: false,
         descriptors: Vec::new(),
+        deadline_ms: 0,
     }
 }
 
