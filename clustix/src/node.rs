@@ -112,11 +112,19 @@ pub fn node(name: &str, args: &NodeProcess) -> Result<ExitCode> {
     ] {
         descriptors.insert(role.to_owned(), vec![(name.to_owned(), bind(address)?)]);
     }
+    let mut system = system()?;
+    if let Some((hosts, _)) = &cluster.hosts {
+        // Where leases are longer, machines are slower.
+        for pd in &mut system.pds {
+            let scaled = hosts.timing().scaled(u64::from(pd.deadline_ms) * 1_000_000) / 1_000_000;
+            pd.deadline_ms = u32::try_from(scaled).unwrap_or(u32::MAX);
+        }
+    }
     let config = Config {
         node: args.slot,
         incarnation: args.incarnation,
         cluster: cluster.name.clone(),
-        system: system()?,
+        system,
         args: arguments(&folder, &cluster, args)?,
         descriptors,
         stub_image: clustix_posix::STUB_IMAGE.to_vec(),
