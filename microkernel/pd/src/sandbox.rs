@@ -103,8 +103,9 @@ const COMMON: &[Row] = &[
     (libc::SYS_close, Any),
 ];
 
-/// The threads of servers, ccache and the personality move to the processor of whom they serve.
-const AFFINITY: &[Row] = &[(libc::SYS_sched_setaffinity, Any)];
+/// The threads of servers, ccache and the personality move to the processor of whom they serve: a thread
+/// itself (0), since Linux would let it move any of this user's.
+const AFFINITY: &[Row] = &[(libc::SYS_sched_setaffinity, Is(0, 0))];
 
 /// ccache: its fabric's Unix sockets, its own timers, its arena's memory, its peers' deaths.
 const CCACHE: &[Row] = &[
