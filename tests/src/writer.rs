@@ -49,11 +49,12 @@ impl Writer {
             let node = random.below(self.nodes.into()) as u8;
             let from = self.next.load(Ordering::Acquire);
             // Written under another name first: a file whose line was not seen may be half there,
-            // one whose line was seen is whole.
+            // one whose line was seen is whole. (A name of this program's own: one whose control went away
+            // runs on, beside the next.)
             let script = format!(
                 "n={from}; pad=$(cat /pad); while :; do \
-                 k=$((n % 977)); printf '%s wrote %s; %.*s' {name} $n $k \"$pad\" > /{name}/.new && \
-                 mv /{name}/.new /{name}/$n && echo $n || exit 1; n=$((n+1)); done",
+                 k=$((n % 977)); printf '%s wrote %s; %.*s' {name} $n $k \"$pad\" > /{name}/.{from} && \
+                 mv /{name}/.{from} /{name}/$n && echo $n || exit 1; n=$((n+1)); done",
                 name = self.name
             );
             let mut command = self.cluster.sh_command(Some(node), &script);

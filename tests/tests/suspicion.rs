@@ -3,7 +3,7 @@
 //! losing it is right. Such stalls are reported apart, and the node comes back. Each suspicion must have
 //! such a stall of the suspected node's own, by that node's log.
 
-use anyhow::{Context, Result, ensure};
+use anyhow::{Context, Result, bail, ensure};
 use clustix_tests::{Cluster, Program};
 use std::collections::{BTreeMap, BTreeSet};
 use std::time::{Duration, Instant};
@@ -11,104 +11,149 @@ use std::time::{Duration, Instant};
 const NODES: u8 = 3;
 /// A node is suspected after three leases of silence, or when its connection ends, ms.
 const SILENCE: u64 = 750;
-/// The stall of the suspected node that explains the silence: a heartbeat is sent each 50 ms.
-const LATE: u64 = 700;
-/// A machine on which nodes are lost to stalls more often is none to test on: ten, and one more for each
-/// minute after the first ten.
-fn most_stalls(time: Duration) -> u64 {
-    10.max(time.as_secs() / 60)
-}
-/// Whoever was evicted has heard of it, and said so in its log, after this.
+/// Of a silence so much may be no stall that the silent node tells of: a heartbeat is sent each 50 ms, looks
+/// are 10 ms apart, and a timer late by less than a quarter of a lease is not told, ms.
+const SLACK: u64 = 150;
+/// A machine that stalls more often than this is none to test on.
+const MAX_STALLS: u32 = 10;
+/// Whoever was evicted has heard of it, and said so in its log, after this; also one that stands still yet.
 const HEARD: Duration = Duration::from_secs(10);
 
 /// A node's life: slot and incarnation.
 type Life = (u8, u64);
 
+/// A time in which the machine did not run a node, by that node's log, CLOCK_MONOTONIC, ms.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+struct Stall {
+    from: u64,
+    to: u64,
+}
+
+impl Stall {
+    /// "this node stood still: a timer was 812 ms late; it ran for 3 ms since the last one; at 5000 ms".
+    /// One that was its own work is none.
+    fn parse(line: &str) -> Option<Stall> {
+        let (_, rest) = line.split_once("this node stood still: a timer was ")?;
+        let (late, rest) = rest.split_once(" ms late; it ran for ")?;
+        let (ran, rest) = rest.split_once(" ms since the last one; at ")?;
+        let to: u64 = rest.split_once(" ms")?.0.parse().ok()?;
+        let (late, ran) = (late.parse::<u64>().ok()?, ran.parse::<u64>().ok()?);
+        (ran < late / 2).then_some(Stall { from: to.saturating_sub(late), to })
+    }
+
+    fn within(self, from: u64, to: u64) -> u64 {
+        self.to.min(to).saturating_sub(self.from.max(from))
+    }
+}
+
+/// That a node suspected another.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+struct Suspicion {
+    of: Life,
+    silent: u64,
+    at: u64,
+}
+
+impl Suspicion {
+    /// "node 1 (incarnation 3) is suspected to be dead, silent for 751 ms; at 5000 ms".
+    fn parse(line: &str) -> Option<Suspicion> {
+        let (_, rest) = line.split_once("ccache: node ")?;
+        let (slot, rest) = rest.split_once(" (incarnation ")?;
+        let (incarnation, rest) = rest.split_once(") is suspected to be dead, silent for ")?;
+        let (silent, rest) = rest.split_once(" ms; at ")?;
+        Some(Suspicion {
+            of: (slot.parse().ok()?, incarnation.parse().ok()?),
+            silent: silent.parse().ok()?,
+            at: rest.split_once(" ms")?.0.parse().ok()?,
+        })
+    }
+
+    /// Whether it was for silence, not for the end of the connection.
+    fn of_silence(self) -> bool {
+        self.silent >= SILENCE
+    }
+}
+
 /// What the logs say of all lives, those whose folder is gone included.
 #[derive(Default)]
 struct Seen {
-    /// How often the machine did not run that node for longer than [`LATE`].
-    stalls: BTreeMap<Life, u64>,
-    /// How often a node (the first) suspected another for its silence.
-    suspicions: BTreeMap<(Life, Life), u64>,
-    /// Those of which a node suspected another since its connection ended.
-    ends: BTreeSet<Life>,
-    /// Those who were evicted, by their own logs.
+    stalls: BTreeMap<Life, Vec<Stall>>,
+    /// By who suspected.
+    suspicions: BTreeMap<Life, Vec<Suspicion>>,
+    /// Who was evicted, by their own logs.
     evicted: BTreeSet<Life>,
     lines: BTreeMap<Life, Vec<String>>,
 }
 
 impl Seen {
-    /// Takes in the log of node `k`, as it is now. Whether that node was evicted for a stall of its own.
-    fn read(&mut self, cluster: &Cluster, k: u8) -> Result<bool> {
+    /// Takes in the log of node `k`, as it is now; whose life it tells, once there was a view.
+    fn read(&mut self, cluster: &Cluster, k: u8) -> Result<Option<Life>> {
         let log = cluster.cli(["logs", "--node", &k.to_string()])?.text();
         // view 1: [(0, 1), (1, 1), (2, 1)], …
         let incarnation = log.lines().filter(|l| l.contains("ccache: view ")).find_map(|l| {
             let (_, rest) = l.split_once(&format!("({k}, "))?;
             rest.split_once(')')?.0.parse().ok()
         });
-        let Some(incarnation) = incarnation else { return Ok(false) };
-        let (life, mut stalls) = ((k, incarnation), 0);
-        let (mut suspicions, mut lines) = (BTreeMap::new(), Vec::new());
-        for line in log.lines() {
-            if stall(line) {
-                stalls += 1;
-                lines.push(line.to_owned());
-            } else if let Some((of, silent)) = suspicion(line) {
-                if silent >= SILENCE {
-                    *suspicions.entry((life, of)).or_insert(0) += 1;
-                } else {
-                    self.ends.insert(of);
-                }
-                lines.push(line.to_owned());
-            }
-        }
-        self.stalls.insert(life, stalls);
-        self.lines.insert(life, lines);
-        self.suspicions.extend(suspicions);
-        let evicted = log.lines().any(|l| l.contains("was evicted"));
-        if evicted {
+        let Some(incarnation) = incarnation else { return Ok(None) };
+        let life = (k, incarnation);
+        let is_telling = |l: &&str| Stall::parse(l).is_some() || Suspicion::parse(l).is_some();
+        self.stalls.insert(life, log.lines().filter_map(Stall::parse).collect());
+        self.suspicions.insert(life, log.lines().filter_map(Suspicion::parse).collect());
+        self.lines.insert(life, log.lines().filter(is_telling).map(str::to_owned).collect());
+        let evicted = format!("ccache: node {k} (incarnation {incarnation}) was evicted: view");
+        if log.contains(&evicted) {
             self.evicted.insert(life);
         }
-        Ok(stalls > 0 && evicted)
+        Ok(Some(life))
     }
 
-    /// Suspicions for which the suspected node has no stall, and ended connections of nodes that were not
-    /// evicted.
-    fn unfounded(&self) -> u64 {
-        let of = |(key, count): (&(Life, Life), &u64)| {
-            count.saturating_sub(self.stalls.get(&key.1).copied().unwrap_or(0))
-        };
-        self.suspicions.iter().map(of).sum::<u64>()
-            + self.ends.difference(&self.evicted).count() as u64
+    /// Whether the suspected node stood still in that time.
+    fn is_founded(&self, s: &Suspicion) -> bool {
+        let stalls = self.stalls.get(&s.of).into_iter().flatten();
+        let still: u64 = stalls.map(|i| i.within(s.at.saturating_sub(s.silent), s.at)).sum();
+        still + SLACK >= s.silent
+    }
+
+    /// Suspicions of silence in which the suspected node did not stand still, evictions without one in which
+    /// it did, and ends of connections of nodes that were not evicted.
+    fn unfounded(&self) -> usize {
+        let (silences, ends): (Vec<_>, Vec<_>) =
+            self.suspicions.values().flatten().partition(|s| s.of_silence());
+        let (founded, wrong): (Vec<_>, Vec<_>) =
+            silences.into_iter().partition(|s| self.is_founded(s));
+        let rightly = founded.iter().map(|s| s.of).collect::<BTreeSet<_>>();
+        let ended = ends.iter().map(|s| s.of).collect::<BTreeSet<_>>();
+        wrong.len()
+            + self.evicted.difference(&rightly).count()
+            + ended.difference(&self.evicted).count()
+    }
+
+    /// Reads all logs until all that they tell is founded, at most for [`HEARD`]; the lives that they tell.
+    fn settle(&mut self, cluster: &Cluster) -> Result<Vec<Life>> {
+        let until = Instant::now() + HEARD;
+        loop {
+            let mut lives = Vec::new();
+            for k in 0..NODES {
+                lives.extend(self.read(cluster, k)?);
+            }
+            if self.unfounded() == 0 || Instant::now() >= until {
+                return Ok(lives);
+            }
+            // A log has no event to wait for.
+            std::thread::sleep(Duration::from_millis(100));
+        }
     }
 }
 
-/// Whether the line tells of a stall beyond [`LATE`] that was not the node's own work:
-/// "this node stood still: a timer was 812 ms late; it ran for 3 ms since the last one".
-fn stall(line: &str) -> bool {
-    let numbers = || {
-        let (_, rest) = line.split_once("this node stood still: a timer was ")?;
-        let (late, rest) = rest.split_once(" ms late; it ran for ")?;
-        Some((late.parse::<u64>().ok()?, rest.split_once(" ms")?.0.parse::<u64>().ok()?))
-    };
-    numbers().is_some_and(|(late, ran)| late >= LATE && ran < late / 2)
-}
-
-/// Of whom the line tells that it is suspected, and its silence in ms:
-/// "node 1 (incarnation 3) is suspected to be dead, silent for 751 ms".
-fn suspicion(line: &str) -> Option<(Life, u64)> {
-    let (_, rest) = line.split_once("ccache: node ")?;
-    let (slot, rest) = rest.split_once(" (incarnation ")?;
-    let (incarnation, rest) = rest.split_once(") is suspected to be dead, silent for ")?;
-    let silent = rest.split_once(" ms")?.0.parse().ok()?;
-    Some(((slot.parse().ok()?, incarnation.parse().ok()?), silent))
-}
-
-/// The sum of a metric over all nodes' ccaches; 0 where it was never counted.
-fn metric(text: &str, name: &str) -> u64 {
-    text.lines()
-        .filter(|l| l.starts_with(name) && l.contains("pd=\"ccache\""))
+/// The sum of a metric over the ccaches of `nodes`; 0 where it was never counted.
+fn metric(text: &str, name: &str, nodes: std::ops::Range<u8>) -> u64 {
+    nodes
+        .flat_map(|k| {
+            let of = format!("node=\"{k}\"");
+            text.lines().filter(move |l| {
+                l.starts_with(name) && l.contains("pd=\"ccache\"") && l.contains(&of)
+            })
+        })
         .filter_map(|l| l.rsplit(' ').next()?.parse::<u64>().ok())
         .sum()
 }
@@ -117,7 +162,19 @@ fn metric(text: &str, name: &str) -> u64 {
 /// one that ends just now does not answer.
 fn cluster_writes(cluster: &Cluster, before: u64) -> Result<u64> {
     let text = cluster.cli(["metrics"])?.text();
-    Ok(before.max(metric(&text, "clustix_engine_writes_total")))
+    Ok(before.max(metric(&text, "clustix_engine_writes_total", 0..NODES)))
+}
+
+/// The counters of all nodes, once all answer.
+fn counters(cluster: &Cluster) -> Result<String> {
+    let until = Instant::now() + HEARD;
+    loop {
+        let out = cluster.cli(["metrics"])?;
+        if out.status == 0 && (0..NODES).all(|k| out.text().contains(&format!("node=\"{k}\""))) {
+            return Ok(out.text());
+        }
+        ensure!(Instant::now() < until, "no counters: {}{}", out.errors(), out.text());
+    }
 }
 
 /// What each node does: one that computes, one that writes, one that reads what the others write.
@@ -137,43 +194,41 @@ fn whole(cluster: &Cluster) -> Result<bool> {
     Ok(cluster.cli(["status"])?.text().contains("3 of 3 nodes"))
 }
 
-/// Which nodes were evicted for a stall of their own, waiting for them to say so.
-fn stalled(cluster: &Cluster, seen: &mut Seen) -> Result<Vec<u8>> {
-    let until = Instant::now() + HEARD;
-    loop {
-        let mut found = Vec::new();
-        for k in 0..NODES {
-            if seen.read(cluster, k)? {
-                found.push(k);
-            }
-        }
-        // One that stands still yet has not said so.
-        if !found.is_empty() && seen.unfounded() == 0 || Instant::now() >= until {
-            return Ok(found);
-        }
-        std::thread::sleep(Duration::from_millis(100));
-    }
-}
-
 #[test]
-fn lines_of_a_log() {
-    let line = "12.3 INFO ccache: this node stood still: a timer was 812 ms late; it ran for";
-    assert!(stall(&format!("{line} 3 ms since the last one")));
-    assert!(!stall(&format!("{line} 700 ms since the last one")), "that is its own work");
-    assert!(!stall(
-        "this node stood still: a timer was 80 ms late; it ran for 0 ms since the last"
-    ));
-    let line = "ccache: node 1 (incarnation 3) is suspected to be dead, silent for 751 ms";
-    assert_eq!(suspicion(line), Some(((1, 3), 751)));
-    let mut seen = Seen::default();
-    seen.suspicions.insert(((0, 1), (1, 3)), 2);
-    seen.stalls.insert((1, 3), 1);
-    seen.stalls.insert((1, 2), 5);
-    assert_eq!(seen.unfounded(), 1);
-    seen.ends.insert((2, 1));
-    assert_eq!(seen.unfounded(), 2);
-    seen.evicted.insert((2, 1));
-    assert_eq!(seen.unfounded(), 1);
+fn what_the_logs_tell() {
+    let told = |late: u64, ran: u64, at: u64| {
+        Stall::parse(&format!(
+            "node 0: ccache: this node stood still: a timer was {late} ms late; it ran for {ran} ms since the last one; at {at} ms"
+        ))
+    };
+    assert_eq!(told(812, 3, 5000), Some(Stall { from: 4188, to: 5000 }));
+    assert_eq!(told(812, 700, 5000), None, "that is its own work");
+    let line = "node 2: ccache: node 1 (incarnation 3) is suspected to be dead, silent for 751 ms; at 5000 ms";
+    let suspected = Suspicion::parse(line).unwrap();
+    assert_eq!(suspected, Suspicion { of: (1, 3), silent: 751, at: 5000 });
+
+    let stall = |from, to| Stall { from, to };
+    let with = |stalls: &[Stall], suspicions: &[Suspicion], evicted: &[Life]| Seen {
+        stalls: BTreeMap::from([((1, 3), stalls.to_vec())]),
+        suspicions: BTreeMap::from([((0, 1), suspicions.to_vec())]),
+        evicted: evicted.iter().copied().collect(),
+        lines: BTreeMap::new(),
+    };
+    // It may stand still yet when it is suspected, and more than once before.
+    assert_eq!(with(&[stall(4300, 5600)], &[suspected], &[(1, 3)]).unfounded(), 0);
+    assert_eq!(with(&[stall(4260, 4600), stall(4650, 5000)], &[suspected], &[]).unfounded(), 0);
+    // Another time's stall does not count, nor another life's, nor a short one.
+    assert_eq!(with(&[stall(1000, 4000)], &[suspected], &[]).unfounded(), 1);
+    assert_eq!(with(&[stall(4600, 5000)], &[suspected], &[]).unfounded(), 1);
+    assert_eq!(
+        with(&[stall(4300, 5600)], &[Suspicion { of: (1, 2), ..suspected }], &[]).unfounded(),
+        1
+    );
+    // An end is right for who was evicted, and that only for a stall.
+    let end = Suspicion { silent: 40, at: 5700, ..suspected };
+    assert_eq!(with(&[stall(4300, 5600)], &[suspected, end], &[(1, 3)]).unfounded(), 0);
+    assert_eq!(with(&[stall(4300, 5600)], &[suspected, end], &[]).unfounded(), 1);
+    assert_eq!(with(&[stall(4300, 5600)], &[end], &[(1, 3)]).unfounded(), 1);
 }
 
 #[test]
@@ -188,16 +243,22 @@ fn a_busy_node_is_not_suspected() -> Result<()> {
     while begin.elapsed() < time {
         // Asking is work too.
         if !whole(&cluster)? {
-            let stood_still = stalled(&cluster, &mut seen)?;
-            let founded = !stood_still.is_empty() && seen.unfounded() == 0;
+            let until = Instant::now() + HEARD;
+            let gone = loop {
+                let lives = seen.settle(&cluster)?;
+                let gone: Vec<_> = lives.into_iter().filter(|l| seen.evicted.contains(l)).collect();
+                if !gone.is_empty() || seen.unfounded() > 0 || Instant::now() >= until {
+                    break gone;
+                }
+            };
             ensure!(
-                founded && lost < most_stalls(time),
+                !gone.is_empty() && seen.unfounded() == 0 && lost < MAX_STALLS,
                 "after {} s, {lost} lost before: {}\n{}",
                 begin.elapsed().as_secs(),
                 cluster.cli(["status"])?.text(),
                 cluster.cli(["logs"])?.text()
             );
-            for k in stood_still {
+            for (k, _) in gone {
                 println!(
                     "suspicion: after {} s node {k} was lost to a stall",
                     begin.elapsed().as_secs()
@@ -207,32 +268,39 @@ fn a_busy_node_is_not_suspected() -> Result<()> {
                 writes = cluster_writes(&cluster, writes)?;
                 // It may be about to end.
                 let until = Instant::now() + Duration::from_secs(30);
-                while cluster.cli(["start-node", &k.to_string()])?.ok().is_err() {
-                    ensure!(Instant::now() < until, "node {k} does not come back");
+                while let Err(e) = cluster.cli(["start-node", &k.to_string()])?.ok() {
+                    if Instant::now() >= until {
+                        bail!("node {k} does not come back: {e}");
+                    }
                 }
                 work[usize::from(k)] = jobs(&cluster, k)?;
             }
         }
         std::thread::sleep(Duration::from_millis(500));
     }
-    for k in 0..NODES {
-        seen.read(&cluster, k)?;
-    }
-    let text = cluster.cli(["metrics"])?.text();
-    let late = metric(&text, "clustix_timer_late_total");
-    let counted = metric(&text, "clustix_suspicions_total");
-    let writes = cluster_writes(&cluster, writes)?;
+    let text = counters(&cluster)?;
+    // After the counters, so that what they count has been logged.
+    let lives = seen.settle(&cluster)?;
+    ensure!(lives.len() == usize::from(NODES), "logs of {lives:?} only");
+    let late = metric(&text, "clustix_timer_late_total", 0..NODES);
+    let writes = writes.max(metric(&text, "clustix_engine_writes_total", 0..NODES));
     let unfounded = seen.unfounded();
+    let suspicions: Vec<_> = seen.suspicions.values().flatten().collect();
     println!(
-        "suspicion: {NODES} nodes at full load for {} s: {unfounded} suspicions of a node that ran, {} writes or more; apart: {lost} nodes were lost to stalls of 0.7 s and more, {} suspicions had such a stall; timers of the last lives were late {late} times",
+        "suspicion: {NODES} nodes at full load for {} s: {unfounded} suspicions of a node that ran, {writes} writes or more; apart: {lost} nodes were lost to stalls, {} suspicions of silence came in a stall of the suspected node's, {} of a connection's end; timers of the last lives were late {late} times",
         begin.elapsed().as_secs(),
-        writes,
-        seen.suspicions.values().sum::<u64>(),
+        suspicions.iter().filter(|s| s.of_silence() && seen.is_founded(s)).count(),
+        suspicions.iter().filter(|s| !s.of_silence()).count(),
     );
-    seen.lines.values().flatten().for_each(|l| println!("suspicion:   {l}"));
+    seen.lines.values().flatten().filter(|l| l.contains("suspected")).for_each(|l| {
+        println!("suspicion:   {l}");
+    });
     ensure!(unfounded == 0, "{}", cluster.cli(["logs"])?.text());
-    let logged = seen.lines.values().flatten().filter(|l| suspicion(l).is_some()).count() as u64;
-    ensure!(counted <= logged, "{counted} suspicions were counted, {logged} logged");
+    for (k, incarnation) in lives {
+        let counted = metric(&text, "clustix_suspicions_total", k..k + 1);
+        let logged = seen.suspicions[&(k, incarnation)].len() as u64;
+        ensure!(counted <= logged, "node {k} counted {counted} suspicions and logged {logged}");
+    }
     ensure!(writes > 0, "nothing was written: no load");
     cluster.cli(["down", "--discard"])?.ok().context("down")?;
     drop(work);

@@ -44,7 +44,7 @@ fn stay_on(processor: usize) {
 }
 
 /// One client alone. `placement`: "server", where the domain stays on its caller's processor, as servers
-/// and the personality's threads do, and ccache may run anywhere; "any", where the domain may, too;
+/// and the personality's threads do, and ccache follows it; "any", where the domain may run anywhere;
 /// "same", both on one processor; "apart", on two.
 pub fn run(placement: &str) {
     if matches!(placement, "same" | "apart") {

@@ -8,6 +8,7 @@ use crate::lease::Opinion;
 use crate::network::Broken;
 use crate::request::MemberEvent;
 use clustix_pd::{exec, metrics};
+use std::io::Write;
 
 /// Sockets are looked at, and peers' heartbeats, this often, ns.
 const LOOK: u64 = 10_000_000;
@@ -17,6 +18,14 @@ const LOOK_SOON: u64 = 1_000_000;
 const WAIT_AGE: u64 = 3_000_000_000;
 /// Housekeeping: dead channels, old waits, gauges, ns.
 const SWEEP: u64 = 500_000_000;
+
+const MS: u64 = 1_000_000;
+
+/// A line of the log in one write: other domains write to the same file.
+fn say(line: std::fmt::Arguments<'_>) {
+    // Without its log a node goes on.
+    let _ = std::io::stderr().write_all(format!("ccache: {line}\n").as_bytes());
+}
 
 /// This thread's processor time, ns.
 fn cpu_ns() -> u64 {
@@ -146,13 +155,16 @@ impl Service {
         // A look that was asked for (due 0) is never late.
         let due = if due == 0 { now } else { due };
         let late = now.saturating_sub(due);
-        self.parts.server.ran_late(late);
+        // Whether it was this thread's own work, or it was not run.
+        let ran = cpu_ns().saturating_sub(self.ran);
+        self.parts.server.ran_late(late.saturating_sub(ran));
         if late > self.parts.config.timing.late() {
-            // Whether it was this thread's own work, or it was not run.
-            let (ms, ran) = (late / 1_000_000, cpu_ns().saturating_sub(self.ran) / 1_000_000);
-            eprintln!(
-                "ccache: this node stood still: a timer was {ms} ms late; it ran for {ran} ms since the last one"
-            );
+            say(format_args!(
+                "this node stood still: a timer was {} ms late; it ran for {} ms since the last one; at {} ms",
+                late / MS,
+                ran / MS,
+                now / MS
+            ));
             metrics::add("clustix_timer_late_total", 1);
         }
         opinions.extend(self.watch.tick(now, due));
@@ -160,10 +172,11 @@ impl Service {
             match o {
                 Opinion::Suspect(slot, incarnation) => {
                     let silent = self.watch.silence(now, slot);
-                    eprintln!(
-                        "ccache: node {slot} (incarnation {incarnation}) is suspected to be dead, silent for {} ms",
-                        silent / 1_000_000
-                    );
+                    say(format_args!(
+                        "node {slot} (incarnation {incarnation}) is suspected to be dead, silent for {} ms; at {} ms",
+                        silent / MS,
+                        now / MS
+                    ));
                     metrics::add("clustix_suspicions_total", 1);
                     self.suspected.insert(slot, incarnation);
                     self.noticed = (silent, now);

@@ -14,6 +14,7 @@ use crate::wire::{Pd, Reply, Request};
 use anyhow::{Context, Result, bail};
 use rustix::event::{PollFd, PollFlags, poll};
 use rustix::process::Signal;
+use std::collections::HashMap;
 use std::process::ExitCode;
 use std::time::{Duration, Instant};
 
@@ -108,11 +109,18 @@ impl Drop for Paused {
     }
 }
 
+/// What was done to domains, or to nodes.
+#[derive(Default)]
+struct Done {
+    killed: u32,
+    paused: u32,
+}
+
 /// What was done.
 #[derive(Default)]
 struct Tally {
-    domains: [u32; 2],
-    nodes: [u32; 2],
+    domains: Done,
+    nodes: Done,
     skipped: u32,
 }
 
@@ -153,10 +161,10 @@ pub fn chaos(folder: &Folder, args: &Chaos) -> Result<ExitCode> {
     println!(
         "chaos: {} s, seed {seed}: domains killed {}, paused {}; nodes killed {}, paused {}; skipped {}; the cluster is whole",
         begin.elapsed().as_secs(),
-        tally.domains[0],
-        tally.domains[1],
-        tally.nodes[0],
-        tally.nodes[1],
+        tally.domains.killed,
+        tally.domains.paused,
+        tally.nodes.killed,
+        tally.nodes.paused,
         tally.skipped
     );
     Ok(ExitCode::SUCCESS)
@@ -181,72 +189,93 @@ fn pause(time: Duration, interrupts: &Interrupts) -> bool {
 
 /// One step: what was done, in words.
 fn act(folder: &Folder, step: Step, tally: &mut Tally, interrupts: &Interrupts) -> Result<String> {
-    let of_node = matches!(step.deed, Deed::KillNode | Deed::PauseNode);
-    if of_node {
-        // One that was paused may have been evicted, and have ended.
-        bring_back(folder)?;
-    }
-    if of_node && !list::get_status(folder).is_ok_and(|s| s.serving && s.can_lose_a_node) {
-        tally.skipped += 1;
-        return Ok("no node can be lost now: skipped".into());
-    }
-    if of_node {
-        let live = folder.live()?;
-        let (slot, process) = &live[(step.choice % live.len().max(1) as u64) as usize];
-        if step.deed == Deed::KillNode {
-            tally.nodes[0] += 1;
-            procfs::kill_tree(process)?;
-        } else {
-            tally.nodes[1] += 1;
-            let below = procfs::descendants(process.pid);
-            let mut tree: Vec<Process> =
-                below.iter().filter_map(|s| Process::open(s.pid, s.start)).collect();
-            tree.extend(procfs::stat(process.pid).and_then(|s| Process::open(s.pid, s.start)));
-            let paused = Paused::stop(tree)?;
-            pause(step.lasts, interrupts);
-            drop(paused);
-            return Ok(format!("node {slot} paused for {} ms", step.lasts.as_millis()));
+    let done = match step.deed {
+        Deed::KillNode | Deed::PauseNode => hit_node(folder, step, &mut tally.nodes, interrupts),
+        Deed::KillDomain | Deed::PauseDomain => {
+            hit_domain(folder, step, &mut tally.domains, interrupts)
         }
+    };
+    Ok(done?.unwrap_or_else(|why| {
+        tally.skipped += 1;
+        format!("skipped: {why}")
+    }))
+}
+
+/// What was done, or why nothing was.
+type Outcome = Result<std::result::Result<String, &'static str>>;
+
+fn hit_node(folder: &Folder, step: Step, done: &mut Done, interrupts: &Interrupts) -> Outcome {
+    // One that was paused may have been evicted, and have ended.
+    bring_back(folder)?;
+    if !list::get_status(folder).is_ok_and(|s| s.serving && s.can_lose_a_node) {
+        return Ok(Err("no node can be lost now"));
+    }
+    let live = folder.live()?;
+    let Some((slot, process)) = chosen(live.len(), step.choice).and_then(|i| live.get(i)) else {
+        return Ok(Err("no node runs"));
+    };
+    let ms = step.lasts.as_millis();
+    if step.deed == Deed::KillNode {
+        done.killed += 1;
+        procfs::kill_tree(process)?;
         pause(step.lasts, interrupts);
         bring_back(folder)?;
-        return Ok(format!(
-            "node {slot} killed, started again {} ms later",
-            step.lasts.as_millis()
-        ));
+        return Ok(Ok(format!("node {slot} killed, started again {ms} ms later")));
     }
-    let domains = domains(folder)?;
-    let Some(pd) = domains.get((step.choice % domains.len().max(1) as u64) as usize) else {
-        tally.skipped += 1;
-        return Ok("no domain runs: skipped".into());
+    done.paused += 1;
+    let mut tree = procfs::descendants(process.pid);
+    tree.extend(procfs::stat(process.pid));
+    let paused = Paused::stop(tree.iter().filter_map(|s| Process::open(s.pid, s.start)).collect())?;
+    pause(step.lasts, interrupts);
+    drop(paused);
+    Ok(Ok(format!("node {slot} paused for {ms} ms")))
+}
+
+fn hit_domain(folder: &Folder, step: Step, done: &mut Done, interrupts: &Interrupts) -> Outcome {
+    let mut domains = domains(folder)?;
+    let Some(index) = chosen(domains.len(), step.choice) else {
+        return Ok(Err("no domain runs"));
     };
+    let (pd, process) = domains.swap_remove(index);
     let name = format!("{} of node {}", pd.role, pd.node);
-    let Some(process) = procfs::stat(pd.pid).and_then(|s| Process::open(s.pid, s.start)) else {
-        tally.skipped += 1;
-        return Ok(format!("{name} has just ended: skipped"));
-    };
     if step.deed == Deed::KillDomain {
-        tally.domains[0] += 1;
+        done.killed += 1;
         process.signal(Signal::KILL)?;
-        return Ok(format!("{name} killed"));
+        return Ok(Ok(format!("{name} killed")));
     }
-    tally.domains[1] += 1;
+    done.paused += 1;
     let paused = Paused::stop(vec![process])?;
     pause(step.lasts, interrupts);
     drop(paused);
-    Ok(format!("{name} paused for {} ms", step.lasts.as_millis()))
+    Ok(Ok(format!("{name} paused for {} ms", step.lasts.as_millis())))
 }
 
-/// The domains that run and are not their node's life.
-fn domains(folder: &Folder) -> Result<Vec<Pd>> {
+/// Which of `len` is chosen; none of none.
+fn chosen(len: usize, choice: u64) -> Option<usize> {
+    choice.checked_rem(len as u64).map(|index| index as usize)
+}
+
+/// The domains that run and are not their node's life. The numbers are those nodes' own word: one that is
+/// not a process below its node's is left alone.
+fn domains(folder: &Folder) -> Result<Vec<(Pd, Process)>> {
+    let mut below = HashMap::new();
+    for (slot, process) in folder.live()? {
+        below
+            .extend(procfs::descendants(process.pid).into_iter().map(|s| ((slot, s.pid), s.start)));
+    }
     let mut found = Vec::new();
-    for (_, replies) in ask_all(folder, None, &Request::Pds)? {
+    for (slot, replies) in ask_all(folder, None, &Request::Pds)? {
         for reply in replies {
-            if let Reply::Pds(list) = reply {
-                found.extend(list.into_iter().filter(|p| p.pid != 0 && p.role != CCACHE));
+            let Reply::Pds(list) = reply else { continue };
+            for pd in list.into_iter().filter(|p| p.role != CCACHE) {
+                let start = below.get(&(slot, pd.pid));
+                if let Some(process) = start.and_then(|start| Process::open(pd.pid, *start)) {
+                    found.push((pd, process));
+                }
             }
         }
     }
-    found.sort_by(|a, b| (a.node, &a.role).cmp(&(b.node, &b.role)));
+    found.sort_by(|(a, _), (b, _)| (a.node, &a.role).cmp(&(b.node, &b.role)));
     Ok(found)
 }
 
@@ -257,7 +286,7 @@ fn bring_back(folder: &Folder) -> Result<()> {
         while folder.process(slot)?.is_none() {
             match node::start_node(folder, slot) {
                 Ok(_) => {}
-                // Its loss may not have been decided yet.
+                // Its loss may not have been decided yet, of which nobody tells.
                 Err(e) if Instant::now() >= until => return Err(e),
                 Err(_) => std::thread::sleep(LOOK),
             }
@@ -289,6 +318,7 @@ fn whole(folder: &Folder) -> Result<()> {
                 status.rebuilding
             );
         }
+        // Nor of the last copy.
         std::thread::sleep(LOOK);
     }
 }

@@ -565,8 +565,8 @@ pub struct Server {
     badges: Option<Mapping>,
     inbox: Arc<Inbox>,
     seen: Cell<u32>,
-    /// Whether the bells were registered, and so perhaps slept on, since the last request.
-    slept: Cell<bool>,
+    /// The serving thread's [`exec::sleeps`] at the last request.
+    sleeps: Cell<u64>,
     following: RefCell<Option<Following>>,
 }
 
@@ -578,7 +578,7 @@ impl Server {
             badges,
             inbox,
             seen: Cell::new(0),
-            slept: Cell::new(false),
+            sleeps: Cell::new(0),
             following: RefCell::default(),
         }
     }
@@ -610,6 +610,8 @@ impl Server {
 
     /// From now on the calling thread, which is the one that serves, runs where its callers do.
     pub fn follow_callers(&self) {
+        // First that of before lets go of its processor, if there was one.
+        self.following.take();
         self.following.replace(Following::new());
     }
 
@@ -621,7 +623,8 @@ impl Server {
         }
     }
 
-    /// A timer of the serving thread was `late` ns late: on a loaded machine nobody is followed.
+    /// A timer of the serving thread was `late` ns late for want of a processor, not for its own work: on a
+    /// full machine nobody is followed.
     pub fn ran_late(&self, late: u64) {
         if let Some(following) = &mut *self.following.borrow_mut() {
             following.ran_late(late);
@@ -687,7 +690,8 @@ impl Server {
         slot.state.compare_exchange(REQUEST, TAKEN, Ordering::Acquire, Ordering::Relaxed).ok()?;
         let label = slot.label.load(Ordering::Relaxed);
         let length = slot.length.load(Ordering::Relaxed) as usize;
-        let slept = self.slept.replace(false);
+        let sleeps = exec::sleeps();
+        let slept = self.sleeps.replace(sleeps) != sleeps;
         if let Some(following) = &mut *self.following.borrow_mut() {
             following.asked(slot.processor.load(Ordering::Relaxed), slept);
         }
@@ -728,7 +732,6 @@ impl Server {
     /// Registers every bell, and the one for new channels, with [`exec`] — for a loop of one's own
     /// that found nothing in [`Server::try_receive`].
     pub fn register(&self) {
-        self.slept.set(true);
         exec::register(&self.inbox.bell, self.seen.get());
         for served in self.channels.borrow().iter() {
             served.channel.server_sleeps().store(1, Ordering::SeqCst);

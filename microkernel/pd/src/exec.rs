@@ -7,7 +7,7 @@
 //! [`run`] (the one thread of a server).
 
 use crate::metrics;
-use std::cell::RefCell;
+use std::cell::{Cell, RefCell};
 use std::future::Future;
 use std::pin::{Pin, pin};
 use std::sync::Arc;
@@ -40,6 +40,12 @@ struct Parked {
 
 thread_local! {
     static PARKED: RefCell<Parked> = RefCell::default();
+    static SLEEPS: Cell<u64> = const { Cell::new(0) };
+}
+
+/// How often this thread has slept in the executor: a word that had changed already is no sleep.
+pub(crate) fn sleeps() -> u64 {
+    SLEEPS.get()
 }
 
 /// `CLOCK_MONOTONIC` in nanoseconds.
@@ -126,7 +132,7 @@ fn sleep() {
             // The older call, which is quicker for one word. (FUTEX_WAIT_BITSET takes an absolute time.)
             // SAFETY: `ts` outlives the call; the kernel checks the word's address itself and answers
             // EFAULT for a bad one, which only costs another poll pass.
-            unsafe {
+            let end = unsafe {
                 libc::syscall(
                     libc::SYS_futex,
                     waiter.uaddr,
@@ -135,13 +141,13 @@ fn sleep() {
                     &ts,
                     std::ptr::null::<u32>(),
                     libc::FUTEX_BITSET_MATCH_ANY,
-                );
-            }
-            return;
+                )
+            };
+            return slept(end);
         }
         // SAFETY: `waiters` and `ts` outlive the call; the kernel checks the words' addresses
         // itself and answers EFAULT for a bad one, which only costs another poll pass.
-        unsafe {
+        let end = unsafe {
             libc::syscall(
                 libc::SYS_futex_waitv,
                 p.waiters.as_ptr(),
@@ -149,9 +155,17 @@ fn sleep() {
                 0u32,
                 &ts,
                 libc::CLOCK_MONOTONIC,
-            );
-        }
+            )
+        };
+        slept(end);
     });
+}
+
+/// Counts a sleep by how its call ended: EAGAIN says that there was none.
+fn slept(end: libc::c_long) {
+    if end >= 0 || std::io::Error::last_os_error().kind() != std::io::ErrorKind::WouldBlock {
+        SLEEPS.set(SLEEPS.get() + 1);
+    }
 }
 
 /// Runs one future to its end on this thread.
@@ -262,6 +276,23 @@ mod tests {
         word.store(7, Ordering::Release);
         wake_all(&word);
         assert_eq!(thread.join().unwrap(), 7);
+    }
+
+    #[test]
+    fn a_word_that_has_changed_is_no_sleep() {
+        let word = AtomicU32::new(1);
+        let mut asked = false;
+        let before = sleeps();
+        block_on(std::future::poll_fn(|_| {
+            if std::mem::replace(&mut asked, true) {
+                return Poll::Ready(());
+            }
+            register(&word, 0);
+            Poll::Pending
+        }));
+        assert_eq!(sleeps(), before);
+        block_on(select(changed(&word, 1), sleep_until(now_ns() + 1_000_000)));
+        assert_eq!(sleeps(), before + 1);
     }
 
     #[test]

@@ -43,9 +43,14 @@ fn page() -> Option<&'static Page> {
     if let Some(p) = PAGE.get() {
         return Some(p);
     }
-    // Outside a protection domain (tests): a page that nobody reads.
+    // Outside a protection domain (a witness, tests): a page that nobody reads.
     install(Region::anonymous(PAGE_LEN).ok()?);
     PAGE.get()
+}
+
+/// Sees to it that there is a page, which a sandbox does not let a process make.
+pub(crate) fn prepare() {
+    page();
 }
 
 impl Page {

@@ -9,14 +9,19 @@
 use crate::exec;
 use rustix::thread::CpuSet;
 
-/// Requests in a row from one other processor, each of which ended a sleep, after which the server moves.
+/// Requests in a row from one processor, each of which ended a sleep, after which the server runs there only.
 const ENOUGH: u32 = 4;
+
+/// Most moves between two looks, half a second apart: callers that go to and fro are not followed for ever.
+const MOVES: u32 = 50;
 
 /// A timer as late as this says that the machine has more to run than processors, ns.
 const LATE: u64 = 20_000_000;
 
-/// How long a server whose timer was late does not follow, ns.
+/// How long a server whose timer was late does not follow, ns: the first pause, which doubles while
+/// following makes it late again, and the longest.
 const PAUSE: u64 = 10_000_000_000;
+const LONGEST_PAUSE: u64 = 320_000_000_000;
 
 /// The processor that the calling thread runs on.
 pub fn current() -> u32 {
@@ -36,49 +41,68 @@ enum Step {
 /// The decision: see the module.
 #[derive(Default)]
 struct Place {
-    kept: bool,
-    /// A request came from the server's own processor since the last [`Place::look`].
-    shared: bool,
+    /// Where it runs only.
+    kept: Option<u32>,
+    /// The latest requests' processor, and how many of them in a row ended a sleep.
     from: u32,
     streak: u32,
+    /// Since the last [`Place::look`]: requests from the server's own processor and from others, and moves.
+    beside: u32,
+    elsewhere: u32,
+    moves: u32,
 }
 
 impl Place {
-    /// A request from a caller on the processor `from`, seen on `here`; `slept`: it ended a sleep.
+    /// A request from a caller on the processor `from`, seen on `here`; `slept`: it ended a sleep. (A
+    /// server that does not come to sleep works beside its callers, which is as well.)
     fn asked(&mut self, from: u32, here: u32, slept: bool) -> Step {
-        if from == here {
-            self.streak = 0;
-            self.shared = true;
-            return if std::mem::replace(&mut self.kept, true) {
-                Step::Stay
-            } else {
-                Step::Move(here)
-            };
-        }
-        // A server that does not come to sleep works beside its callers, which is as well.
-        if !slept {
-            return Step::Stay;
-        }
+        let count = if from == here { &mut self.beside } else { &mut self.elsewhere };
+        *count = count.saturating_add(1);
         if self.from != from {
             (self.from, self.streak) = (from, 0);
         }
-        self.streak += 1;
-        if self.streak < ENOUGH {
+        self.streak = self.streak.saturating_add(slept.into());
+        if self.streak < ENOUGH || self.kept == Some(from) || self.moves >= MOVES {
             return Step::Stay;
         }
-        self.streak = 0;
-        (self.kept, self.shared) = (true, true);
+        self.moves += 1;
+        self.kept = Some(from);
         Step::Move(from)
     }
 
-    /// From time to time: a server that nobody beside it calls is not kept there.
+    /// From time to time: a server is kept only beside most of its callers.
     fn look(&mut self) -> Step {
-        if std::mem::take(&mut self.shared) { Step::Stay } else { self.release() }
+        let stays = self.beside > 0 && self.beside >= self.elsewhere;
+        (self.streak, self.beside, self.elsewhere, self.moves) = (0, 0, 0, 0);
+        if stays { Step::Stay } else { self.release() }
     }
 
     fn release(&mut self) -> Step {
         self.streak = 0;
-        if std::mem::take(&mut self.kept) { Step::Release } else { Step::Stay }
+        if self.kept.take().is_some() { Step::Release } else { Step::Stay }
+    }
+}
+
+/// How long nobody is followed after late timers.
+struct Patience {
+    /// Nobody is followed before this time; 0: now.
+    until: u64,
+    length: u64,
+}
+
+impl Patience {
+    fn waits(&self, now: impl FnOnce() -> u64) -> bool {
+        self.until != 0 && now() < self.until
+    }
+
+    /// A timer was late at `now`.
+    fn late(&mut self, now: u64) {
+        // Late again soon after a pause: it was the following.
+        if now >= self.until {
+            let again = self.until != 0 && now - self.until < self.length;
+            self.length = if again { (self.length * 2).min(LONGEST_PAUSE) } else { PAUSE };
+        }
+        self.until = now + self.length;
     }
 }
 
@@ -87,8 +111,7 @@ pub struct Following {
     place: Place,
     /// Where the thread may run.
     allowed: CpuSet,
-    /// Nobody is followed before this time; 0: now.
-    paused_until: u64,
+    patience: Patience,
 }
 
 impl Following {
@@ -99,17 +122,14 @@ impl Following {
         (allowed.count() > 1).then(|| Following {
             place: Place::default(),
             allowed,
-            paused_until: 0,
+            patience: Patience { until: 0, length: PAUSE },
         })
     }
 
-    /// A request came from a caller on the processor `from`; `slept`: it ended a sleep.
+    /// A request came from a caller that says it is on the processor `from`; `slept`: it ended a sleep.
     pub fn asked(&mut self, from: u32, slept: bool) {
-        if self.paused_until != 0 {
-            if exec::now_ns() < self.paused_until {
-                return;
-            }
-            self.paused_until = 0;
+        if self.patience.waits(exec::now_ns) {
+            return;
         }
         if (from as usize) < CpuSet::MAX_CPU && self.allowed.is_set(from as usize) {
             let step = self.place.asked(from, current(), slept);
@@ -123,10 +143,10 @@ impl Following {
         self.carry_out(step);
     }
 
-    /// The thread's timer was `late` ns late.
+    /// The thread's timer was `late` ns late, for want of a processor.
     pub fn ran_late(&mut self, late: u64) {
         if late >= LATE {
-            self.paused_until = exec::now_ns() + PAUSE;
+            self.patience.late(exec::now_ns());
             let step = self.place.release();
             self.carry_out(step);
         }
@@ -146,37 +166,108 @@ impl Following {
     }
 }
 
+impl Drop for Following {
+    fn drop(&mut self) {
+        let step = self.place.release();
+        self.carry_out(step);
+    }
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
 
+    /// Requests, each of which ended a sleep, until a step that is not "stay"; and how many there were.
+    fn until_it_acts(place: &mut Place, from: u32, here: u32) -> (u32, Step) {
+        (1..100)
+            .map(|n| (n, place.asked(from, here, true)))
+            .find(|(_, step)| *step != Step::Stay)
+            .unwrap_or((0, Step::Stay))
+    }
+
     #[test]
     fn a_server_moves_to_one_caller_and_not_between_two() {
         let mut place = Place::default();
-        for _ in 1..ENOUGH {
-            assert_eq!(place.asked(1, 0, true), Step::Stay);
-        }
-        assert_eq!(place.asked(1, 0, true), Step::Move(1));
+        assert_eq!(until_it_acts(&mut place, 1, 0), (ENOUGH, Step::Move(1)));
         for i in 0..100 {
             assert_eq!(place.asked(1 - i % 2, 1, true), Step::Stay);
         }
     }
 
     #[test]
+    fn one_request_keeps_it_nowhere() {
+        let mut place = Place::default();
+        assert_eq!(place.asked(0, 0, true), Step::Stay);
+        assert_eq!(until_it_acts(&mut place, 0, 0), (ENOUGH - 1, Step::Move(0)));
+    }
+
+    #[test]
     fn a_busy_server_stays() {
         let mut place = Place::default();
-        for _ in 0..100 {
-            assert_eq!(place.asked(1, 0, false), Step::Stay);
+        for from in [0, 1] {
+            assert!((0..100).all(|_| place.asked(from, 0, false) == Step::Stay));
         }
     }
 
     #[test]
-    fn a_server_is_kept_while_it_is_called_from_where_it_is() {
+    fn a_server_is_kept_beside_most_of_its_callers() {
         let mut place = Place::default();
-        assert_eq!(place.asked(0, 0, false), Step::Move(0));
-        assert_eq!(place.asked(0, 0, true), Step::Stay);
+        until_it_acts(&mut place, 0, 0);
+        place.look();
+        // Whether they ended a sleep or not.
+        place.asked(0, 0, false);
         assert_eq!(place.look(), Step::Stay);
+        // One that claims its processor does not outweigh the others.
+        place.asked(0, 0, true);
+        place.asked(1, 0, false);
+        place.asked(2, 0, false);
         assert_eq!(place.look(), Step::Release);
-        assert_eq!(place.look(), Step::Stay);
+        assert_eq!(place.look(), Step::Stay, "nobody called");
+        until_it_acts(&mut place, 0, 0);
+        place.look();
+        assert_eq!(place.look(), Step::Release, "nobody calls any more");
+    }
+
+    #[test]
+    fn moves_are_bounded() {
+        let mut place = Place::default();
+        let claims = (0..10_000).map(|i| (i / ENOUGH) % 2);
+        let moves = |place: &mut Place| {
+            claims
+                .clone()
+                .filter(|c| matches!(place.asked(*c, 1 - *c, true), Step::Move(_)))
+                .count()
+        };
+        assert_eq!(moves(&mut place), MOVES as usize);
+        place.look();
+        assert_eq!(moves(&mut place), MOVES as usize);
+    }
+
+    #[test]
+    fn a_pause_doubles_if_following_makes_it_late_again() {
+        let mut patience = Patience { until: 0, length: PAUSE };
+        assert!(!patience.waits(|| 1));
+        patience.late(1);
+        assert_eq!((patience.until, patience.length), (1 + PAUSE, PAUSE));
+        assert!(patience.waits(|| PAUSE));
+        // Late though it follows nobody: the machine is full still.
+        patience.late(PAUSE);
+        assert_eq!((patience.until, patience.length), (2 * PAUSE, PAUSE));
+        patience.late(2 * PAUSE + 5);
+        assert_eq!((patience.until, patience.length), (4 * PAUSE + 5, 2 * PAUSE));
+        (0..10).for_each(|_| patience.late(patience.until));
+        assert_eq!(patience.length, LONGEST_PAUSE);
+        patience.late(patience.until + LONGEST_PAUSE);
+        assert_eq!(patience.length, PAUSE);
+    }
+
+    #[test]
+    fn a_processor_that_is_none_is_not_followed() {
+        // With one processor there is nobody to follow.
+        let Some(mut following) = Following::new() else { return };
+        for from in [CpuSet::MAX_CPU as u32 - 1, CpuSet::MAX_CPU as u32, u32::MAX] {
+            (0..2 * ENOUGH).for_each(|_| following.asked(from, true));
+        }
+        assert_eq!(following.place.kept, None);
     }
 }

@@ -235,6 +235,7 @@ pub fn enter(role: &str, trace: bool) -> Result<(), SandboxError> {
         .map_err(std::io::Error::from)?;
     // The first reading of the clock looks for the vDSO, in ways that need more than the rest.
     let _ = crate::exec::now_ns();
+    crate::metrics::prepare();
     if trace {
         trace_violations();
     }

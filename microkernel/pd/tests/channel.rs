@@ -237,6 +237,7 @@ fn a_hostile_client_spoils_only_its_own_calls() {
     // A second channel of an honest client, served by the same server.
     let (honest, server) = pair(WINDOW).unwrap();
     server.adopt_for_test(served, WINDOW).unwrap();
+    server.follow_callers();
     let caller = std::thread::spawn(move || {
         for i in 0..2000u32 {
             assert_eq!(call(&honest, i, &i.to_le_bytes()), Ok((i, i.to_le_bytes().to_vec())));
