@@ -87,7 +87,7 @@ fn number(bytes: &[u8]) -> Result<f64> {
 }
 
 /// Runs a mode of the program natively: ns per call.
-pub(crate) fn native(program: &Path, mode: &str, count: u32, file: Option<&Path>) -> Result<f64> {
+fn native(program: &Path, mode: &str, count: u32, file: Option<&Path>) -> Result<f64> {
     let mut command = Command::new(program);
     command.args([mode, &count.to_string()]).args(file);
     let out = command.output()?;

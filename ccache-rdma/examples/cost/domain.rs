@@ -1,7 +1,8 @@
 //! What operations cost from a server's protection domain: its client, its ring, a ccache that
 //! sleeps in a thread of its own and serves with one-sided verbs, three nodes in this process.
 
-use crate::{figure, median};
+use crate::beside::{Beside, PARTS};
+use crate::{figure, median, stay_on};
 use clustix_ccache::cache::{Cache, Transaction};
 use clustix_ccache::client::CacheClient;
 use clustix_ccache::name::{Name, SHARDS, Shard};
@@ -11,20 +12,22 @@ use clustix_testbed::Cluster;
 use std::sync::Barrier;
 use std::time::Instant;
 
-/// Objects, each written some times.
-const OBJECTS: usize = 500;
+/// Objects of a part of a measurement, each written some times.
+const PART: usize = 100;
+const OBJECTS: usize = PART * PARTS;
 /// Bytes of each.
 const BYTES: usize = 256;
 /// Turns of one client with [`clients`].
 const TURNS: usize = 4000;
 
-fn timed(mut work: impl FnMut(usize)) -> f64 {
+/// How long each of a part's operations takes.
+fn timed(part: usize, mut work: impl FnMut(usize)) -> Vec<u64> {
     let one = |i| {
         let start = Instant::now();
         work(i);
         start.elapsed().as_nanos() as u64
     };
-    median((0..OBJECTS).map(one).collect()) as f64
+    (part * PART..(part + 1) * PART).map(one).collect()
 }
 
 /// A shard whose primary is that node.
@@ -36,23 +39,16 @@ fn put(client: &CacheClient, name: Name, byte: u8) {
     exec::block_on(client.put(name, vec![byte; BYTES])).unwrap();
 }
 
-/// Keeps the calling thread on one processor, and what it starts from then on.
-fn stay_on(processor: usize) {
-    let mut set = rustix::thread::CpuSet::new();
-    set.set(processor);
-    rustix::thread::sched_setaffinity(None, &set).unwrap();
-}
-
 /// One client alone. `placement`: "server", where the domain stays on its caller's processor, as servers
 /// and the personality's threads do, and ccache follows it; "any", where the domain may run anywhere;
 /// "same", both on one processor; "apart", on two.
-pub fn run(placement: &str) {
+pub fn run(placement: &str, beside: &Beside) {
     if matches!(placement, "same" | "apart") {
         stay_on(0);
     }
     let cluster = Cluster::new(3);
     match placement {
-        "server" => stay_on(rustix::thread::sched_getcpu()),
+        "server" => stay_on(0),
         "apart" => stay_on(1),
         _ => {}
     }
@@ -60,27 +56,43 @@ pub fn run(placement: &str) {
     let home = client.local_shard(Class::Vfs, None);
     let away = shard_of(&cluster, 1);
     let name = |shard: Shard, i: usize| Name::new(INODE, shard, i as u128);
+    // Before it is timed a part does the same once more, or what comes before it: what else ran has left the
+    // caches to others.
+    let all = |k: usize, work: &mut dyn FnMut(usize)| (k * PART..(k + 1) * PART).for_each(work);
     for (what, shard) in [("at home", home), ("away", away)] {
-        for i in 0..OBJECTS {
-            put(client, name(shard, i), 1);
-        }
-        figure(&format!("put {what}"), timed(|i| put(client, name(shard, i), 2)));
-        figure(&format!("put kept {what}"), timed(|i| put(client, name(shard, i), 3)));
+        let write = |byte: u8| move |i: usize| put(client, name(shard, i), byte);
+        beside.measure(&format!("put {what}"), |k| {
+            all(k, &mut write(1));
+            timed(k, write(2))
+        });
+        beside.measure(&format!("put kept {what}"), |k| {
+            all(k, &mut write(3));
+            timed(k, write(4))
+        });
     }
     let three = [0, 1, 2].map(|node| shard_of(&cluster, node));
-    let transact = |i: usize, byte: u8| {
-        let one = |t: Transaction, s: &Shard| t.set(name(*s, OBJECTS + i), vec![byte; BYTES]);
-        exec::block_on(client.transact(three.iter().fold(Transaction::new(), one))).unwrap();
+    let transact = |byte: u8| {
+        move |i: usize| {
+            let one = |t: Transaction, s: &Shard| t.set(name(*s, OBJECTS + i), vec![byte; BYTES]);
+            exec::block_on(client.transact(three.iter().fold(Transaction::new(), one))).unwrap();
+        }
     };
-    (0..OBJECTS).for_each(|i| transact(i, 1));
-    figure("transaction of 3", timed(|i| transact(i, 2)));
-    figure("transaction of 3 kept", timed(|i| transact(i, 3)));
+    beside.measure("transaction of 3", |k| {
+        all(k, &mut transact(1));
+        timed(k, transact(2))
+    });
+    beside.measure("transaction of 3 kept", |k| {
+        all(k, &mut transact(3));
+        timed(k, transact(4))
+    });
     let mut out = Vec::new();
     let mut get = |i: usize| {
         exec::block_on(client.get(name(home, i), &mut out)).unwrap();
     };
-    (0..OBJECTS).for_each(&mut get);
-    figure("get", timed(get));
+    beside.measure("get", |k| {
+        all(k, &mut get);
+        timed(k, &mut get)
+    });
 }
 
 /// `count` clients at once, spread over the nodes, each with objects of its own: latency of one
