@@ -171,6 +171,9 @@ pub enum Command {
     /// One protection domain (started by the microkernel)
     #[command(hide = true)]
     Pd(PdProcess),
+    /// Standard input to standard output (started by a node: its domains' log)
+    #[command(hide = true)]
+    Log,
 }
 
 /// `clustix up`.

@@ -31,6 +31,7 @@ pub fn run() -> ExitCode {
     let done = match &cli.command {
         args::Command::Node(args) => node::node(&cli.name, args),
         args::Command::Pd(args) => node::pd(args),
+        args::Command::Log => node::log(),
         _ => cmd::run(cli),
     };
     match done {

@@ -20,10 +20,10 @@ use clustix_member::address::{Place, is_path};
 use clustix_member::node::Start;
 use clustix_pd::Boot;
 use clustix_pd::wire::Exit;
-use rustix::fd::OwnedFd;
+use rustix::fd::{AsFd, OwnedFd};
 use std::collections::HashMap;
 use std::fs::File;
-use std::io::Write;
+use std::io::{Read, Write};
 use std::net::TcpListener;
 use std::os::unix::net::UnixListener;
 use std::os::unix::process::CommandExt;
@@ -94,6 +94,7 @@ pub fn node(name: &str, args: &NodeProcess) -> Result<ExitCode> {
     if args.slot == WITNESS {
         return witness(&folder, &cluster, args);
     }
+    log_to_stderr("warn");
     let home = folder.node(args.slot);
     let places = places(&folder, &cluster)?;
     let own = places
@@ -128,7 +129,7 @@ pub fn node(name: &str, args: &NodeProcess) -> Result<ExitCode> {
         args: arguments(&folder, &cluster, args)?,
         descriptors,
         stub_image: clustix_posix::STUB_IMAGE.to_vec(),
-        log: None,
+        log: Some(domains_log()?),
         program: "/proc/self/exe".into(),
         arguments: vec!["pd".into()],
         trace_sandbox: true,
@@ -147,7 +148,7 @@ pub fn node(name: &str, args: &NodeProcess) -> Result<ExitCode> {
 
 /// Runs the witness: membership alone, without a microkernel and what stands on it.
 fn witness(folder: &Folder, cluster: &Cluster, args: &NodeProcess) -> Result<ExitCode> {
-    log_to_stderr();
+    log_to_stderr("info,openraft=error");
     let config = membership(folder, cluster, args, Start::Join)?;
     let listener = bind(config.address(WITNESS))?;
     ready()?;
@@ -270,13 +271,60 @@ fn arguments(
     ]))
 }
 
-fn log_to_stderr() {
+/// Bytes of log that wait while the disk does not take them.
+const LOG_WAITS: usize = 1 << 20;
+
+/// Where domains write their log: a pipe, from which a process of its own writes the file. A disk can hold a
+/// writer up for seconds (a journal that waits for another's transaction), and a ccache that long is evicted.
+fn domains_log() -> Result<OwnedFd> {
+    let what = "the domains' log";
+    let (read, write) = rustix::pipe::pipe_with(rustix::pipe::PipeFlags::CLOEXEC).context(what)?;
+    // Where so much is not allowed, less waits.
+    let _ = rustix::pipe::fcntl_setpipe_size(&write, LOG_WAITS);
+    // It ends when all who write have ended; the kernel waits for it as for every other child.
+    std::process::Command::new("/proc/self/exe")
+        .arg("log")
+        .stdin(read)
+        .stdout(std::io::stderr().as_fd().try_clone_to_owned().context(what)?)
+        .process_group(0)
+        .spawn()
+        .context(what)?;
+    Ok(write)
+}
+
+/// Writes the log that comes on standard input to standard output, as long as somebody writes it.
+///
+/// # Errors
+/// The file takes no more: then nobody is to wait for it, and what comes is read and dropped.
+pub fn log() -> Result<ExitCode> {
+    let (mut input, mut output) = (std::io::stdin().lock(), std::io::stdout().lock());
+    let mut bytes = vec![0; 64 * 1024];
+    let mut failed = None;
+    loop {
+        match input.read(&mut bytes) {
+            Ok(0) => break,
+            Ok(n) if failed.is_none() => {
+                let written = output.write_all(&bytes[..n]).and_then(|()| output.flush());
+                failed = written.err();
+            }
+            Ok(_) => {}
+            Err(e) if e.kind() == std::io::ErrorKind::Interrupted => {}
+            Err(e) => return Err(e).context("the domains' log"),
+        }
+    }
+    match failed {
+        None => Ok(ExitCode::SUCCESS),
+        Some(e) => Err(e).context("the domains' log could not be written"),
+    }
+}
+
+fn log_to_stderr(filter: &str) {
     tracing_subscriber::fmt()
         .with_writer(std::io::stderr)
         .with_ansi(false)
         .without_time()
         // Raft tells of every vote and heartbeat otherwise.
-        .with_env_filter("info,openraft=error")
+        .with_env_filter(filter)
         .init();
 }
 
@@ -286,7 +334,7 @@ fn log_to_stderr() {
 /// It was not started by a kernel; there is no such role; it cannot go on.
 pub fn pd(args: &PdProcess) -> Result<ExitCode> {
     let role = args.role.as_str();
-    log_to_stderr();
+    log_to_stderr("info,openraft=error");
     let boot = Boot::from_kernel().with_context(|| {
         format!("`clustix pd {role}` is started by a node's kernel, not by hand")
     })?;

@@ -37,6 +37,6 @@ pub fn run(cli: Cli) -> Result<ExitCode> {
         Command::Rehome(args) => node::rehome(&folder, &args),
         Command::Logs(args) => list::logs(&folder, &args),
         Command::Metrics(args) => list::metrics(&folder, &args),
-        Command::Node(_) | Command::Pd(_) => unreachable!("dispatched by main"),
+        Command::Node(_) | Command::Pd(_) | Command::Log => unreachable!("dispatched by main"),
     }
 }

@@ -364,6 +364,8 @@ impl Host {
             }
         }
         self.zygote.reap(true);
+        // Who reads the log comes to its end.
+        self.log = None;
         process::reap_orphans();
     }
 
