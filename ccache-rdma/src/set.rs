@@ -110,6 +110,8 @@ sets! {
     4 PAGE Vfs 4096 Replicated 131072 snapshot;
     /// Extended state of the whole file system (root, mounts); number 0.
     5 SUPER Vfs 4096 Replicated 16 snapshot;
+    /// Answers of the vfs, one per lane: node, its incarnation, client, lane.
+    6 VFSANSWER Vfs 64 Replicated 4096;
 
     /// Processes; number = PID.
     16 PROCESS Process 16384 Replicated 4096 waitable;
@@ -132,12 +134,18 @@ sets! {
     24 GROUP Process 16384 Replicated 4096 waitable;
     /// Orders to every node's process server; number 0.
     25 BROADCAST Process 4096 Replicated 16 waitable;
+    /// Answers of the process server, as [`VFSANSWER`].
+    26 PROCANSWER Process 64 Replicated 4096;
 
     /// Address spaces: the ordered areas; number = address-space number (the PID of its maker).
     32 AREAS Memory 65536 Replicated 4096;
+    /// Answers of the memory server, as [`VFSANSWER`].
+    33 MEMANSWER Memory 1024 Replicated 4096;
 
     /// Terminals: settings, queues; number = terminal number.
     48 TTY Console 16384 Replicated 64 waitable;
+    /// Answers of the console server, as [`VFSANSWER`].
+    49 TTYANSWER Console 8192 Replicated 4096;
 
     /// Nodes: role, addresses, start time; number = node slot.
     64 NODE System 4096 Replicated 64;

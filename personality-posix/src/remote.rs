@@ -2,17 +2,12 @@
 
 use crate::services::{Death, Services, Stubs};
 use clustix_ccache::client::CacheClient;
+use clustix_ccache::set::Class;
 use clustix_pd::wire::Exit;
-use clustix_pd::{Boot, BootError, CallError, Client, Kernel, Region, Stub, StubEvent, exec, rpc};
+use clustix_pd::{Boot, BootError, Client, Kernel, Region, Stub, StubEvent};
 use clustix_proto::errno::*;
-use clustix_proto::{Answer, Errno, console, memory, process, vfs};
-use serde::Serialize;
-use serde::de::DeserializeOwned;
-
-/// How long a server that went away is waited for, ns: as long as init may take to restart it.
-const PATIENCE_NS: u64 = 5_000_000_000;
-/// Between two tries, ns.
-const PAUSE_NS: u64 = 5_000_000;
+use clustix_proto::once::{self, Lanes};
+use clustix_proto::{Errno, console, memory, process, vfs};
 
 /// See the module.
 pub struct Remote {
@@ -23,6 +18,10 @@ pub struct Remote {
     console: Client,
     stubs: KernelStubs,
     incarnation: u64,
+    vfs_lanes: Lanes,
+    process_lanes: Lanes,
+    memory_lanes: Lanes,
+    console_lanes: Lanes,
 }
 
 impl Remote {
@@ -36,29 +35,11 @@ impl Remote {
             console: boot.channel("console")?,
             stubs: KernelStubs(boot.kernel.clone()),
             incarnation: boot.incarnation,
+            vfs_lanes: Lanes::new(once::POSIX, Class::Vfs),
+            process_lanes: Lanes::new(once::POSIX, Class::Process),
+            memory_lanes: Lanes::new(once::POSIX, Class::Memory),
+            console_lanes: Lanes::new(once::POSIX, Class::Console),
         })
-    }
-}
-
-/// Asks; again when the server was busy, or died and the request may be repeated.
-async fn ask<Q: Serialize, R: DeserializeOwned>(
-    client: &Client,
-    request: &Q,
-    repeatable: bool,
-) -> Answer<R> {
-    let until = exec::now_ns() + PATIENCE_NS;
-    loop {
-        let error = match rpc::<Q, Answer<R>>(client, request).await {
-            Ok(answer) => return answer,
-            Err(CallError::Busy) => EAGAIN,
-            Err(CallError::Gone) if repeatable => EIO,
-            Err(CallError::TooLarge) => return Err(E2BIG),
-            Err(CallError::Gone | CallError::Revoked | CallError::Malformed) => return Err(EIO),
-        };
-        if exec::now_ns() >= until {
-            return Err(error);
-        }
-        exec::sleep_until(exec::now_ns() + PAUSE_NS).await;
     }
 }
 
@@ -68,33 +49,16 @@ impl Services for Remote {
         &self.cache
     }
     async fn vfs(&self, request: &vfs::Request) -> vfs::Reply {
-        use vfs::Request::*;
-        let repeatable = match request {
-            Create { exclusive, .. } => !exclusive,
-            SetAttr { .. } | Opened { .. } | Closed { .. } => true,
-            _ => false,
-        };
-        ask(&self.vfs, request, repeatable).await
+        once::ask(&self.vfs_lanes, &self.cache, &self.vfs, request).await
     }
     async fn process(&self, request: &process::Request) -> process::Response {
-        use process::Request::*;
-        let repeatable = match request {
-            Spawn { .. } | SetSession { .. } => false,
-            Fork { request, .. } | Wait { request, .. } => *request != 0,
-            _ => true,
-        };
-        ask(&self.process, request, repeatable).await
+        once::ask(&self.process_lanes, &self.cache, &self.process, request).await
     }
     async fn memory(&self, request: &memory::Request) -> memory::Response {
-        use memory::Request::*;
-        let repeatable = !matches!(request, Map { .. } | Remap { .. });
-        ask(&self.memory, request, repeatable).await
+        once::ask(&self.memory_lanes, &self.cache, &self.memory, request).await
     }
     async fn console(&self, request: &console::Request) -> console::Response {
-        use console::Request::*;
-        let repeatable =
-            !matches!(request, New { .. } | Input { .. } | Output { .. } | Read { .. });
-        ask(&self.console, request, repeatable).await
+        once::ask(&self.console_lanes, &self.cache, &self.console, request).await
     }
     fn stubs(&self) -> &dyn Stubs {
         &self.stubs

@@ -14,6 +14,7 @@ const SYSTEM: &[&str] = &[
     "bad_input",
     "freeze",
     "failover",
+    "restart",
     "chaos",
     "linear",
     "suspicion",

@@ -4,6 +4,8 @@
 //! What a node's regions may be used for is as in the product: its slab is writable to its client,
 //! which stands for the personality, and read-only to its ccache.
 
+pub mod faulty;
+
 use clustix_ccache::arena::Arena;
 use clustix_ccache::client::CacheClient;
 use clustix_ccache::layout::RegionId;

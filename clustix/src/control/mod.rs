@@ -16,8 +16,11 @@ mod tree;
 
 use anyhow::{Context, Result};
 use clustix_ccache::client::CacheClient;
+use clustix_ccache::set::Class;
 use clustix_pd::{Boot, CallError, Client, Kernel, exec};
 use clustix_proto::Errno;
+use clustix_proto::once::{self, Lanes};
+use clustix_proto::{console, process, vfs};
 use gate::Gate;
 use rustix::net::sockopt::Timeout;
 use serde::Serialize;
@@ -34,6 +37,9 @@ pub(crate) struct Node {
     pub cache: CacheClient,
     pub process: Client,
     pub vfs: Client,
+    pub process_lanes: Lanes,
+    pub vfs_lanes: Lanes,
+    pub console_lanes: Lanes,
     pub console: Client,
     pub posix: Client,
     pub kernel: Kernel,
@@ -43,6 +49,20 @@ pub(crate) struct Node {
     pub gate: Gate,
     /// The user whose command line is answered; the sandbox does not let it be asked for later.
     pub owner: rustix::process::Uid,
+}
+
+impl Node {
+    pub(crate) async fn ask_process(&self, request: &process::Request) -> process::Response {
+        once::ask(&self.process_lanes, &self.cache, &self.process, request).await
+    }
+
+    pub(crate) async fn ask_vfs(&self, request: &vfs::Request) -> vfs::Reply {
+        once::ask(&self.vfs_lanes, &self.cache, &self.vfs, request).await
+    }
+
+    pub(crate) async fn ask_console(&self, request: &console::Request) -> console::Response {
+        once::ask(&self.console_lanes, &self.cache, &self.console, request).await
+    }
 }
 
 /// Serves the command line until the node ends.
@@ -56,6 +76,9 @@ pub fn main(mut boot: Boot) -> Result<()> {
         cache: CacheClient::new(&boot).context("the cluster-cache")?,
         process: channel("process")?,
         vfs: channel("vfs")?,
+        process_lanes: Lanes::new(once::CONTROL, Class::Process),
+        vfs_lanes: Lanes::new(once::CONTROL, Class::Vfs),
+        console_lanes: Lanes::new(once::CONTROL, Class::Console),
         console: channel("console")?,
         posix: channel("posix")?,
         kernel: boot.kernel.clone(),
@@ -108,7 +131,7 @@ impl Drop for Place {
     }
 }
 
-/// Asks a server; its death or a full queue is an error number too.
+/// Asks the personality; its death or a full queue is an error number too.
 pub(crate) async fn ask<Q: Serialize, R: DeserializeOwned>(
     server: &Client,
     request: &Q,

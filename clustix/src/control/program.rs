@@ -133,7 +133,7 @@ async fn open(node: &Node, stdio: &Stdio) -> Result<Io, Errno> {
         Stdio::Null => Ok(Io::Null),
         Stdio::Terminal(winsize) => {
             let request = console::Request::New { winsize: *winsize };
-            let reply: console::Reply = ask(&node.console, &request).await?;
+            let reply = node.ask_console(&request).await?;
             u32::try_from(reply.value).map(Io::Terminal).map_err(|_| numbers::EIO)
         }
         Stdio::Pipes => {
@@ -177,7 +177,7 @@ async fn abandon(node: &Node, io: &Io) {
         }
         Io::Terminal(tty) => {
             let request = console::Request::Remove { tty: *tty };
-            let _ = ask::<_, console::Reply>(&node.console, &request).await;
+            let _ = node.ask_console(&request).await;
         }
     }
 }
@@ -397,7 +397,7 @@ impl Attended<'_> {
         let request =
             process::Request::Kill { sender: 0, target: Target::Group(self.pid), signal: number };
         // A group that has ended needs no signal.
-        let _ = ask::<_, process::Reply>(&self.node.process, &request).await;
+        let _ = self.node.ask_process(&request).await;
     }
 
     /// Waits for the program's end and takes its status.
@@ -423,7 +423,7 @@ impl Attended<'_> {
                         request: 0,
                     };
                     // Its record goes by itself after a while if this fails.
-                    let _ = ask::<_, process::Reply>(&self.node.process, &request).await;
+                    let _ = self.node.ask_process(&request).await;
                     return Ok(Some((status, verdict)));
                 }
                 Some(_) => {}
@@ -450,7 +450,7 @@ impl Attended<'_> {
                 Input::Winsize(winsize) => {
                     if let Some(tty) = tty {
                         let request = console::Request::SetWinsize { tty, winsize };
-                        let _ = ask::<_, console::Reply>(&self.node.console, &request).await;
+                        let _ = self.node.ask_console(&request).await;
                     }
                 }
                 Input::Taken(Stream::Out, n) => self.out.taken(n),
@@ -579,11 +579,11 @@ impl Attended<'_> {
                 }
             } else {
                 let request = console::Request::Hangup { tty };
-                let _ = ask::<_, console::Reply>(&self.node.console, &request).await;
+                let _ = self.node.ask_console(&request).await;
                 self.hang_up().await;
             }
             let request = console::Request::Remove { tty };
-            let _ = ask::<_, console::Reply>(&self.node.console, &request).await;
+            let _ = self.node.ask_console(&request).await;
         });
         ended
     }
@@ -596,7 +596,7 @@ impl Attended<'_> {
             if bytes.is_empty() {
                 // The end of the peer's standard input, if that is no terminal of ours: ^D.
                 let request = console::Request::Input { tty, bytes: vec![4] };
-                let _ = ask::<_, console::Reply>(&self.node.console, &request).await;
+                let _ = self.node.ask_console(&request).await;
                 continue;
             }
             let mut rest = bytes.as_slice();
@@ -608,7 +608,7 @@ impl Attended<'_> {
                 };
                 let some = rest.len().min(1024);
                 let request = console::Request::Input { tty, bytes: rest[..some].to_vec() };
-                match ask::<_, console::Reply>(&self.node.console, &request).await {
+                match self.node.ask_console(&request).await {
                     Ok(reply) if reply.value == 0 => self.sleep(object, version).await,
                     Ok(reply) => {
                         rest = rest
@@ -647,7 +647,7 @@ impl Attended<'_> {
         }
         *lock(shown) = found.output_end;
         let request = console::Request::Taken { tty, upto: found.output_end };
-        ask::<_, console::Reply>(&self.node.console, &request).await?;
+        self.node.ask_console(&request).await?;
         Ok(None)
     }
 }

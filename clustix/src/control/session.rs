@@ -198,7 +198,7 @@ async fn programs(node: &Node) -> Result<Vec<Program>, Failure> {
 
 async fn signal(node: &Node, target: Target, signal: u8) -> Result<(), Errno> {
     let request = process::Request::Kill { sender: 0, target, signal };
-    ask::<_, process::Reply>(&node.process, &request).await.map(drop)
+    node.ask_process(&request).await.map(drop)
 }
 
 async fn kill(node: &Node, number: u8, target: i64) -> Result<(), Failure> {

@@ -4,8 +4,8 @@
 //! written by [`WORKERS`] threads, each file by one, so that the cost of one call's way is hidden
 //! behind the others. What waits between them is bounded: [`PIECES`] pieces per file.
 
+use super::Node;
 use super::session::{errno, failed, send};
-use super::{Node, ask};
 use crate::wire::{self, CHUNK, Entry, Failure, Kind, Reply, Upload};
 use clustix_pd::exec;
 use clustix_proto::Errno;
@@ -27,7 +27,7 @@ const REPORT: Duration = Duration::from_millis(100);
 const NAMES: usize = 256;
 
 async fn vfs(node: &Node, request: Request) -> Result<u64, Errno> {
-    ask(&node.vfs, &request).await
+    node.ask_vfs(&request).await
 }
 
 fn shown(path: &[u8]) -> String {

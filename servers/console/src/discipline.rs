@@ -47,6 +47,7 @@ pub fn new_tty(winsize: [u16; 4]) -> Tty {
         output_taken: 0,
         attached: true,
         client: (0, 0),
+        owed: Vec::new(),
     }
 }
 

@@ -20,11 +20,13 @@ pub mod termios;
 pub use server::{Server, Signals};
 
 use clustix_ccache::client::CacheClient;
+use clustix_ccache::set;
 use clustix_pd::exec::{self, Either};
 use clustix_pd::{Boot, BootError, Call, CallError, Client, rpc};
 use clustix_proto::console::Request;
+use clustix_proto::once::{Asked, Record};
 use clustix_proto::process::{self, Target};
-use clustix_proto::service;
+use clustix_proto::{once, service};
 
 /// Signals by way of this node's process server.
 struct ProcessServer(Client);
@@ -36,6 +38,8 @@ const PAUSE_NS: u64 = 20_000_000;
 impl Signals for ProcessServer {
     async fn kill(&self, target: Target, signal: u8) {
         let request = process::Request::Kill { sender: 0, target, signal };
+        // Sent again if this server dies meanwhile: no number would tell that repeat.
+        let request = Asked { once: None, request };
         let until = exec::now_ns() + PATIENCE_NS;
         loop {
             let call = rpc::<_, process::Response>(&self.0, &request);
@@ -56,8 +60,15 @@ pub fn main(boot: Boot) -> Result<(), BootError> {
     let cache = CacheClient::new(&boot)?;
     let process = ProcessServer(boot.channel("process")?);
     boot.enter_sandbox(None)?;
-    let server = Server::new(cache, process).incarnation(boot.incarnation);
-    let handler = async |_: &Call, request: Request| server.handle(request).await;
-    service::run(&boot.server, handler, Vec::new());
+    let here = (boot.node, boot.incarnation);
+    let server = Server::new(cache.clone(), process).incarnation(boot.incarnation);
+    let handler = async |_: &Call, asked: Asked<Request>| match asked.once {
+        Some(once) => {
+            let record = Record::new(set::TTYANSWER, here, once);
+            server.handle_once(&record, asked.request).await
+        }
+        None => server.handle(asked.request).await,
+    };
+    service::run(&boot.server, handler, vec![Box::pin(once::tend(&cache, set::TTYANSWER))]);
     Ok(())
 }

@@ -7,6 +7,7 @@ use clustix_ccache::set::{self, Class};
 use clustix_proto::console::{Reply, Request, Response, Tty, tty};
 use clustix_proto::errno::{self, Errno};
 use clustix_proto::object::{Attempts, Draft};
+use clustix_proto::once::{self, Record};
 use clustix_proto::process::{Pid, Target};
 use std::future::Future;
 
@@ -16,6 +17,8 @@ const SIGWINCH: Signal = 28;
 
 /// Most pages of one listing.
 const PAGES: usize = 256;
+/// Most signals owed at a time.
+const OWED: usize = 64;
 /// Highest terminal number tried for a new one.
 const NUMBERS: u32 = 16 * 1024;
 
@@ -63,12 +66,21 @@ impl<C: Cache, S: Signals> Server<C, S> {
         Server { incarnation, ..self }
     }
 
-    /// Serves one request.
+    /// Serves one request, which will not be repeated unless that is harmless.
     pub async fn handle(&self, request: Request) -> Response {
+        self.serve(None, request).await
+    }
+
+    /// Serves one request, whose answer is recorded with its effect.
+    pub async fn handle_once(&self, record: &Record, request: Request) -> Response {
+        once::serve(&self.cache, record, self.serve(Some(record), request)).await
+    }
+
+    async fn serve(&self, record: Option<&Record>, request: Request) -> Response {
         match request {
-            Request::New { winsize } => self.create(winsize).await,
+            Request::New { winsize } => self.create(record, winsize).await,
             Request::Input { tty, bytes } => {
-                self.step(tty, false, |t| {
+                self.step(record, tty, |t| {
                     if t.hangup {
                         return Err(errno::EIO);
                     }
@@ -79,7 +91,7 @@ impl<C: Cache, S: Signals> Server<C, S> {
                 .await
             }
             Request::Output { tty, bytes } => {
-                self.step(tty, false, |t| {
+                self.step(record, tty, |t| {
                     if t.hangup {
                         return Err(errno::EIO);
                     }
@@ -88,7 +100,7 @@ impl<C: Cache, S: Signals> Server<C, S> {
                 .await
             }
             Request::Read { tty, max } => {
-                self.step(tty, false, |t| {
+                self.step(record, tty, |t| {
                     if max == 0 {
                         return Ok(After::default());
                     }
@@ -103,7 +115,7 @@ impl<C: Cache, S: Signals> Server<C, S> {
                 .await
             }
             Request::Taken { tty, upto } => {
-                self.step(tty, true, |t| {
+                self.step(record, tty, |t| {
                     t.output_taken = t.output_taken.max(upto.min(t.output_end));
                     discipline::resume(t);
                     Ok(After::value(t.output_taken))
@@ -111,7 +123,7 @@ impl<C: Cache, S: Signals> Server<C, S> {
                 .await
             }
             Request::Attach { tty, attached } => {
-                self.step(tty, true, |t| {
+                self.step(record, tty, |t| {
                     let kept = t.output_end - t.output.len() as u64;
                     if attached && !t.attached {
                         t.output_taken = kept;
@@ -126,7 +138,7 @@ impl<C: Cache, S: Signals> Server<C, S> {
                 .await
             }
             Request::SetTermios { tty, termios, flush_input } => {
-                self.step(tty, true, |t| {
+                self.step(record, tty, |t| {
                     if flush_input {
                         discipline::flush(t, true, false);
                     }
@@ -136,21 +148,21 @@ impl<C: Cache, S: Signals> Server<C, S> {
                 .await
             }
             Request::Flush { tty, input, output } => {
-                self.step(tty, true, |t| {
+                self.step(record, tty, |t| {
                     discipline::flush(t, input, output);
                     Ok(After::default())
                 })
                 .await
             }
             Request::Flow { tty, stop } => {
-                self.step(tty, true, |t| {
+                self.step(record, tty, |t| {
                     discipline::set_flow(t, stop);
                     Ok(After::default())
                 })
                 .await
             }
             Request::SetWinsize { tty, winsize } => {
-                self.step(tty, true, |t| {
+                self.step(record, tty, |t| {
                     let changed = std::mem::replace(&mut t.winsize, winsize) != winsize;
                     let signals =
                         if changed { to_group(t.foreground, &[SIGWINCH]) } else { Vec::new() };
@@ -159,7 +171,7 @@ impl<C: Cache, S: Signals> Server<C, S> {
                 .await
             }
             Request::SetForeground { tty, session, pgid } => {
-                self.step(tty, true, |t| {
+                self.step(record, tty, |t| {
                     if t.session == 0 || t.session != session {
                         return Err(errno::ENOTTY);
                     }
@@ -169,7 +181,7 @@ impl<C: Cache, S: Signals> Server<C, S> {
                 .await
             }
             Request::SetSession { tty, session } => {
-                self.step(tty, true, |t| {
+                self.step(record, tty, |t| {
                     if t.hangup {
                         return Err(errno::EIO);
                     }
@@ -185,7 +197,7 @@ impl<C: Cache, S: Signals> Server<C, S> {
                 .await
             }
             Request::Release { tty, session } => {
-                self.step(tty, true, |t| {
+                self.step(record, tty, |t| {
                     if t.session == 0 || t.session != session {
                         return Ok(After::default());
                     }
@@ -196,7 +208,7 @@ impl<C: Cache, S: Signals> Server<C, S> {
                 .await
             }
             Request::Hangup { tty } => {
-                self.step(tty, true, |t| {
+                self.step(record, tty, |t| {
                     t.hangup = true;
                     t.attached = false;
                     t.stopped = false;
@@ -215,47 +227,89 @@ impl<C: Cache, S: Signals> Server<C, S> {
         }
     }
 
-    /// Runs a step on a terminal, keeps what it leaves, then sends its signals.
+    /// Runs a step on a terminal and keeps what it leaves, with the signals that it owes; then sends them.
     async fn step(
         &self,
+        record: Option<&Record>,
         number: u32,
-        repeatable: bool,
         step: impl Fn(&mut Tty) -> Result<After, Errno>,
     ) -> Response {
         let mut attempts = Attempts::new();
         loop {
-            let mut d =
-                if repeatable { Draft::repeatable(&self.cache) } else { Draft::once(&self.cache) };
+            let mut d = Draft::once(&self.cache);
+            if let Some(answer) = d.recall(record).await? {
+                // Whoever took the step may have died before it sent them.
+                self.send_owed(number).await;
+                return answer;
+            }
             let old: Tty = d.load(tty(number)).await?.ok_or(errno::ENXIO)?;
             let mut new = old.clone();
-            let after = step(&mut new)?;
+            let After { reply, signals } = step(&mut new)?;
+            let owes = !signals.is_empty();
+            new.owed.extend(signals);
+            // More of them only say the same again.
+            new.owed.truncate(OWED);
             if new != old {
                 d.store(tty(number), &new)?;
             }
-            if d.commit().await? {
-                for (target, signal) in after.signals {
-                    self.signals.kill(target, signal).await;
+            if d.commit_once(record, &reply).await? {
+                if owes {
+                    self.send_owed(number).await;
                 }
-                return Ok(after.reply);
+                return Ok(reply);
             }
             attempts.again().await?;
         }
     }
 
-    async fn create(&self, winsize: [u16; 4]) -> Response {
-        for number in 0..NUMBERS {
+    /// Sends the signals that a terminal owes, and takes them off it. One that was sent by a server which died
+    /// before it could do the second is sent again.
+    async fn send_owed(&self, number: u32) {
+        let mut attempts = Attempts::new();
+        let mut sent = 0;
+        loop {
+            let mut d = Draft::repeatable(&self.cache);
+            let Ok(Some(mut t)) = d.load::<Tty>(tty(number)).await else { return };
+            if t.owed.is_empty() {
+                return;
+            }
+            // In their order; what has come since waits for its own step.
+            for (target, signal) in t.owed.iter().skip(sent) {
+                self.signals.kill(*target, *signal).await;
+            }
+            sent = t.owed.len();
+            t.owed.clear();
+            if d.store(tty(number), &t).is_err() || d.commit().await.is_ok_and(|done| done) {
+                return;
+            }
+            if attempts.again().await.is_err() {
+                return;
+            }
+        }
+    }
+
+    async fn create(&self, record: Option<&Record>, winsize: [u16; 4]) -> Response {
+        let mut number = 0;
+        while number < NUMBERS {
             let shard = Shard::of(number.into());
             if self.cache.local_shard(Class::Console, Some(shard)) != shard {
+                number += 1;
                 continue;
             }
             let mut d = Draft::once(&self.cache);
+            if let Some(answer) = d.recall(record).await? {
+                return answer;
+            }
             if d.load_bytes(tty(number)).await?.is_some() {
+                number += 1;
                 continue;
             }
             let client = (self.cache.node(), self.incarnation);
             d.store(tty(number), &Tty { client, ..discipline::new_tty(winsize) })?;
-            if d.commit().await? {
-                return Ok(Reply { value: number.into(), ..Reply::default() });
+            let reply = Reply { value: number.into(), ..Reply::default() };
+            // A conflict: another has the number now, which the next look tells.
+            if d.commit_once(record, &reply).await? {
+                return Ok(reply);
             }
         }
         Err(errno::ENOSPC)
@@ -276,7 +330,7 @@ impl<C: Cache, S: Signals> Server<C, S> {
                     }
                     Ok(After::default())
                 };
-                match self.step(name.id() as u32, true, detach).await {
+                match self.step(None, name.id() as u32, detach).await {
                     // Gone meanwhile.
                     Ok(_) | Err(errno::ENXIO) => {}
                     // The others must not wait for it.

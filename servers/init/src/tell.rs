@@ -2,6 +2,7 @@
 
 use clustix_pd::exec::{self, Either};
 use clustix_pd::{Client, rpc};
+use clustix_proto::once::Asked;
 use clustix_proto::{Answer, console, process};
 use serde::Serialize;
 use serde::de::DeserializeOwned;
@@ -23,7 +24,12 @@ pub(crate) struct Servers {
 
 async fn call<Q: Serialize, R: DeserializeOwned>(to: &Client, request: &Q) -> Result<R, String> {
     let until = exec::now_ns() + CALL_NS;
-    match exec::select(rpc::<_, Answer<R>>(to, request), exec::sleep_until(until)).await {
+    match exec::select(
+        rpc::<_, Answer<R>>(to, &Asked { once: None, request }),
+        exec::sleep_until(until),
+    )
+    .await
+    {
         Either::Left(Ok(Ok(reply))) => Ok(reply),
         Either::Left(Ok(Err(e))) => Err(e.to_string()),
         Either::Left(Err(e)) => Err(e.to_string()),

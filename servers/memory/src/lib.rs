@@ -14,11 +14,13 @@ pub mod space;
 
 use clustix_ccache::cache::Cache;
 use clustix_ccache::client::CacheClient;
+use clustix_ccache::set;
 use clustix_pd::{Boot, BootError, Call};
 use clustix_proto::errno::{self, Errno};
 use clustix_proto::memory::{Areas, Mapped, Request, Response, Step, areas};
 use clustix_proto::object::{Attempts, Draft};
-use clustix_proto::service;
+use clustix_proto::once::{Asked, Record};
+use clustix_proto::{once, service};
 
 /// One node's memory server.
 pub struct Server<C> {
@@ -31,24 +33,33 @@ impl<C: Cache> Server<C> {
         Server { cache }
     }
 
-    /// Serves one request.
+    /// Serves one request, which will not be repeated unless that is harmless.
     pub async fn handle(&self, request: Request) -> Response {
+        self.serve(None, request).await
+    }
+
+    /// Serves one request, whose answer is recorded with its effect.
+    pub async fn handle_once(&self, record: &Record, request: Request) -> Response {
+        once::serve(&self.cache, record, self.serve(Some(record), request)).await
+    }
+
+    async fn serve(&self, record: Option<&Record>, request: Request) -> Response {
         match request {
             Request::Map { space, hint, len, prot, source, fixed, no_replace } => {
                 let ask = space::Ask { hint, len, prot, source, fixed, no_replace };
-                self.change(space, false, |a| space::map(a, ask)).await
+                self.change(space, record, |a| space::map(a, ask)).await
             }
             Request::Unmap { space, start, len } => {
-                self.change(space, true, |a| space::unmap(a, start, len)).await
+                self.change(space, record, |a| space::unmap(a, start, len)).await
             }
             Request::Protect { space, start, len, prot } => {
-                self.change(space, true, |a| space::protect(a, start, len, prot)).await
+                self.change(space, record, |a| space::protect(a, start, len, prot)).await
             }
             Request::Break { space, to } => {
-                self.change(space, true, |a| space::set_break(a, to)).await
+                self.change(space, record, |a| space::set_break(a, to)).await
             }
             Request::Remap { space, start, old_len, new_len, may_move, to } => {
-                self.change(space, false, |a| {
+                self.change(space, record, |a| {
                     space::remap(a, start, old_len, new_len, may_move, to)
                 })
                 .await
@@ -63,21 +74,25 @@ impl<C: Cache> Server<C> {
     async fn change(
         &self,
         space: u32,
-        repeatable: bool,
+        record: Option<&Record>,
         step: impl Fn(&mut Areas) -> Result<(u64, Vec<Step>), Errno>,
     ) -> Response {
         let mut attempts = Attempts::new();
         loop {
-            let mut d =
-                if repeatable { Draft::repeatable(&self.cache) } else { Draft::once(&self.cache) };
+            let mut d = Draft::once(&self.cache);
+            if let Some(answer) = d.recall(record).await? {
+                return answer;
+            }
             let old: Areas = d.load(areas(space)).await?.ok_or(errno::ESRCH)?;
             let mut new = old.clone();
             let (addr, steps) = step(&mut new)?;
-            if new != old {
+            // The steps are an effect too: a map over what is there empties it.
+            if new != old || !steps.is_empty() {
                 d.store(areas(space), &new)?;
             }
-            if d.commit().await? {
-                return Ok(Mapped { addr, steps });
+            let mapped = Mapped { addr, steps };
+            if d.commit_once(record, &mapped).await? {
+                return Ok(mapped);
             }
             attempts.again().await?;
         }
@@ -130,9 +145,17 @@ impl<C: Cache> Server<C> {
 
 /// The protection domain `memory`. Returns only when it cannot start.
 pub fn main(boot: Boot) -> Result<(), BootError> {
-    let server = Server::new(CacheClient::new(&boot)?);
+    let cache = CacheClient::new(&boot)?;
+    let here = (boot.node, boot.incarnation);
+    let server = Server::new(cache.clone());
     boot.enter_sandbox(None)?;
-    let handler = async |_: &Call, request: Request| server.handle(request).await;
-    service::run(&boot.server, handler, Vec::new());
+    let handler = async |_: &Call, asked: Asked<Request>| match asked.once {
+        Some(once) => {
+            let record = Record::new(set::MEMANSWER, here, once);
+            server.handle_once(&record, asked.request).await
+        }
+        None => server.handle(asked.request).await,
+    };
+    service::run(&boot.server, handler, vec![Box::pin(once::tend(&cache, set::MEMANSWER))]);
     Ok(())
 }

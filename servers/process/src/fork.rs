@@ -4,6 +4,7 @@ use crate::server::{COMMAND_MAX, GROUPS_MAX, Server, join, recall, remember, wal
 use clustix_ccache::cache::{Cache, Version};
 use clustix_proto::errno::{self, Errno};
 use clustix_proto::object::{Attempts, Draft};
+use clustix_proto::once::Record;
 use clustix_proto::process::{Group, MAX_CHILDREN, Pid, Process, Reply, name};
 
 /// Most PIDs in a row that may turn out to be in use.
@@ -26,18 +27,23 @@ impl<C: Cache> Server<C> {
 
     pub(crate) async fn spawn(
         &self,
+        record: Option<&Record>,
         uid: u32,
         gid: u32,
         groups: Vec<u32>,
         mut command: Vec<u8>,
         tty: Option<u32>,
-    ) -> Result<Pid, Errno> {
+    ) -> Result<Reply, Errno> {
         if groups.len() > GROUPS_MAX {
             return Err(errno::EINVAL);
         }
         command.truncate(COMMAND_MAX);
         let mut attempts = Attempts::new();
         loop {
+            let mut d = Draft::once(&self.cache);
+            if let Some(answer) = d.recall(record).await? {
+                return answer;
+            }
             let pid = self.free_pid().await?;
             let p = Process {
                 pid,
@@ -58,11 +64,10 @@ impl<C: Cache> Server<C> {
                 claimed: true,
                 ..Process::init(wall_s())
             };
-            let mut d = Draft::once(&self.cache);
             d.store(name::process(pid), &p)?;
             d.store(name::group(pid), &Group { sid: pid, members: vec![pid] })?;
-            if d.commit().await? {
-                return Ok(pid);
+            if d.commit_once(record, &Reply::Pid(pid)).await? {
+                return Ok(Reply::Pid(pid));
             }
             attempts.again().await?;
         }

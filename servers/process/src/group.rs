@@ -4,15 +4,25 @@ use crate::server::{Server, join, leave};
 use clustix_ccache::cache::Cache;
 use clustix_proto::errno::{self, Errno};
 use clustix_proto::object::{Attempts, Draft, load};
-use clustix_proto::process::{Group, Pid, Process, State, name};
+use clustix_proto::once::Record;
+use clustix_proto::process::{Group, Pid, Process, Reply, State, name};
 
 impl<C: Cache> Server<C> {
-    pub(crate) async fn set_group(&self, caller: Pid, pid: Pid, pgid: Pid) -> Result<(), Errno> {
+    pub(crate) async fn set_group(
+        &self,
+        record: Option<&Record>,
+        caller: Pid,
+        pid: Pid,
+        pgid: Pid,
+    ) -> Result<(), Errno> {
         let pid = if pid == 0 { caller } else { pid };
         let pgid = if pgid == 0 { pid } else { pgid };
         let mut attempts = Attempts::new();
         loop {
             let mut d = Draft::repeatable(&self.cache);
+            if let Some(answer) = d.recall::<Reply>(record).await? {
+                return answer.map(drop);
+            }
             let caller = self.own(&mut d, caller).await?;
             let mut p: Process = if pid == caller.pid {
                 caller.clone()
@@ -45,17 +55,24 @@ impl<C: Cache> Server<C> {
             join(&mut d, pgid, p.sid, pid).await?;
             p.pgid = pgid;
             d.store(name::process(pid), &p)?;
-            if d.commit().await? {
+            if d.commit_once(record, &Reply::Done).await? {
                 return Ok(());
             }
             attempts.again().await?;
         }
     }
 
-    pub(crate) async fn set_session(&self, pid: Pid) -> Result<Pid, Errno> {
+    pub(crate) async fn set_session(
+        &self,
+        record: Option<&Record>,
+        pid: Pid,
+    ) -> Result<Reply, Errno> {
         let mut attempts = Attempts::new();
         loop {
             let mut d = Draft::once(&self.cache);
+            if let Some(answer) = d.recall(record).await? {
+                return answer;
+            }
             let mut p = self.own(&mut d, pid).await?;
             if p.sid == pid || d.load::<Group>(name::group(pid)).await?.is_some() {
                 return Err(errno::EPERM);
@@ -64,8 +81,8 @@ impl<C: Cache> Server<C> {
             join(&mut d, pid, pid, pid).await?;
             (p.sid, p.pgid, p.tty) = (pid, pid, None);
             d.store(name::process(pid), &p)?;
-            if d.commit().await? {
-                return Ok(pid);
+            if d.commit_once(record, &Reply::Pid(pid)).await? {
+                return Ok(Reply::Pid(pid));
             }
             attempts.again().await?;
         }

@@ -27,9 +27,12 @@ mod wait;
 pub use server::Server;
 
 use clustix_ccache::client::CacheClient;
+use clustix_ccache::set;
+use clustix_pd::channel::Task;
 use clustix_pd::{Boot, BootError, Call};
+use clustix_proto::once::{Asked, Record};
 use clustix_proto::process::Request;
-use clustix_proto::service;
+use clustix_proto::{once, service};
 
 /// Roles whose sender 0 is the operator: they may signal anyone.
 const OPERATORS: [&str; 3] = ["control", "console", "init"];
@@ -38,12 +41,21 @@ const OPERATORS: [&str; 3] = ["control", "console", "init"];
 pub fn main(boot: Boot) -> Result<(), BootError> {
     let cache = CacheClient::new(&boot)?;
     boot.enter_sandbox(None)?;
-    let server = Server::new(cache, boot.incarnation);
-    let handler = async |call: &Call, request: Request| {
+    let here = (boot.node, boot.incarnation);
+    let server = Server::new(cache.clone(), boot.incarnation);
+    let handler = async |call: &Call, asked: Asked<Request>| {
         let role = boot.server.client_role(call.channel);
         let operator = role.is_some_and(|r| OPERATORS.contains(&r.as_str()));
-        server.handle(operator, request).await
+        match asked.once {
+            Some(once) => {
+                let record = Record::new(set::PROCANSWER, here, once);
+                server.handle_once(&record, operator, asked.request).await
+            }
+            None => server.handle(operator, asked.request).await,
+        }
     };
-    service::run(&boot.server, handler, vec![Box::pin(server.follow())]);
+    let others: Vec<Task<'_>> =
+        vec![Box::pin(server.follow()), Box::pin(once::tend(&cache, set::PROCANSWER))];
+    service::run(&boot.server, handler, others);
     Ok(())
 }

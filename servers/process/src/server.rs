@@ -5,6 +5,7 @@ use clustix_ccache::cache::Cache;
 use clustix_pd::exec;
 use clustix_proto::errno::{self, Errno};
 use clustix_proto::object::Draft;
+use clustix_proto::once::{self, Record};
 use clustix_proto::process::{
     Group, MAX_MEMBERS, Pid, Process, REMEMBERED, Reply, Request, Response, name,
 };
@@ -38,16 +39,25 @@ impl<C: Cache> Server<C> {
 
     /// Serves one request. `operator`: the caller may signal as sender 0.
     pub async fn handle(&self, operator: bool, request: Request) -> Response {
+        self.serve(None, operator, request).await
+    }
+
+    /// Serves one request, whose answer is recorded with its effect.
+    pub async fn handle_once(&self, record: &Record, operator: bool, request: Request) -> Response {
+        once::serve(&self.cache, record, self.serve(Some(record), operator, request)).await
+    }
+
+    async fn serve(&self, record: Option<&Record>, operator: bool, request: Request) -> Response {
         let done = |()| Reply::Done;
         match request {
             Request::Spawn { uid, gid, groups, command, tty } => {
-                self.spawn(uid, gid, groups, command, tty).await.map(Reply::Pid)
+                self.spawn(record, uid, gid, groups, command, tty).await
             }
             Request::Fork { parent, exit_signal, request } => {
                 self.fork(parent, exit_signal, request).await
             }
             Request::Exec { pid, command, euid, egid } => self
-                .change(pid, |p| {
+                .change(record, pid, |p| {
                     p.command = command.get(..COMMAND_MAX).unwrap_or(&command).to_vec();
                     (p.uid[1], p.uid[2]) = (euid, euid);
                     (p.gid[1], p.gid[2]) = (egid, egid);
@@ -58,7 +68,7 @@ impl<C: Cache> Server<C> {
             Request::Exit { pid, status, verdict, own_us } => {
                 self.end(pid, status, verdict, own_us, self.here()).await.map(done)
             }
-            Request::Stop { pid, signal } => self.stop(pid, signal).await.map(done),
+            Request::Stop { pid, signal } => self.stop(record, pid, signal).await.map(done),
             Request::Wait { parent, which, options, keep, request } => {
                 self.wait(parent, which, options, keep, request).await
             }
@@ -66,11 +76,11 @@ impl<C: Cache> Server<C> {
                 if sender == 0 && !operator {
                     return Err(errno::EPERM);
                 }
-                self.kill(sender, target, signal).await.map(done)
+                self.kill(record, sender, target, signal).await.map(done)
             }
-            Request::Raise { pid, info } => self.raise(pid, info).await.map(done),
+            Request::Raise { pid, info } => self.raise(record, pid, info).await.map(done),
             Request::Take { pid, signals } => self
-                .change(pid, |p| {
+                .change(record, pid, |p| {
                     p.pending &= !signals;
                     let pending = p.pending;
                     p.infos.retain(|i| pending & crate::signal::bit(i.signal) != 0);
@@ -78,22 +88,24 @@ impl<C: Cache> Server<C> {
                 .await
                 .map(done),
             Request::ChildPolicy { pid, autoreap, no_cldstop } => self
-                .change(pid, |p| {
+                .change(record, pid, |p| {
                     p.autoreap = autoreap;
                     p.no_cldstop = no_cldstop;
                 })
                 .await
                 .map(done),
             Request::SetGroup { caller, pid, pgid } => {
-                self.set_group(caller, pid, pgid).await.map(done)
+                self.set_group(record, caller, pid, pgid).await.map(done)
             }
-            Request::SetSession { pid } => self.set_session(pid).await.map(Reply::Pid),
-            Request::SetTty { pid, tty } => self.change(pid, |p| p.tty = tty).await.map(done),
+            Request::SetSession { pid } => self.set_session(record, pid).await,
+            Request::SetTty { pid, tty } => {
+                self.change(record, pid, |p| p.tty = tty).await.map(done)
+            }
             Request::SetIds { pid, uid, gid, groups } => {
                 if groups.len() > GROUPS_MAX {
                     return Err(errno::EINVAL);
                 }
-                self.change(pid, |p| {
+                self.change(record, pid, |p| {
                     p.uid = uid;
                     p.gid = gid;
                     p.groups = groups.clone();
@@ -129,11 +141,19 @@ impl<C: Cache> Server<C> {
         if alive && (p.node, p.incarnation) == self.here() { Ok(p) } else { Err(errno::ESRCH) }
     }
 
-    /// Changes one process of this node in a way that may be repeated.
-    async fn change(&self, pid: Pid, change: impl Fn(&mut Process)) -> Result<(), Errno> {
+    /// Changes one process of this node.
+    async fn change(
+        &self,
+        record: Option<&Record>,
+        pid: Pid,
+        change: impl Fn(&mut Process),
+    ) -> Result<(), Errno> {
         let mut attempts = clustix_proto::object::Attempts::new();
         loop {
             let mut d = Draft::repeatable(&self.cache);
+            if let Some(answer) = d.recall::<Reply>(record).await? {
+                return answer.map(drop);
+            }
             let old = self.own(&mut d, pid).await?;
             let mut new = old.clone();
             change(&mut new);
@@ -141,7 +161,7 @@ impl<C: Cache> Server<C> {
                 return Ok(());
             }
             d.store(name::process(pid), &new)?;
-            if d.commit().await? {
+            if d.commit_once(record, &Reply::Done).await? {
                 return Ok(());
             }
             attempts.again().await?;

@@ -4,8 +4,9 @@ use crate::server::Server;
 use clustix_ccache::cache::Cache;
 use clustix_proto::errno::{self, Errno};
 use clustix_proto::object::{Attempts, Draft, load};
+use clustix_proto::once::Record;
 use clustix_proto::process::{
-    Group, Inbox, Order, Pid, Process, SignalInfo, State, Target, name, status,
+    Group, Inbox, Order, Pid, Process, Reply, SignalInfo, State, Target, name, status,
 };
 use std::collections::BTreeSet;
 
@@ -127,7 +128,13 @@ async fn tell_parent<C: Cache>(
 }
 
 impl<C: Cache> Server<C> {
-    pub(crate) async fn kill(&self, sender: Pid, target: Target, signal: u8) -> Result<(), Errno> {
+    pub(crate) async fn kill(
+        &self,
+        record: Option<&Record>,
+        sender: Pid,
+        target: Target,
+        signal: u8,
+    ) -> Result<(), Errno> {
         if signal > LAST {
             return Err(errno::EINVAL);
         }
@@ -136,7 +143,7 @@ impl<C: Cache> Server<C> {
             pid => Some(load(&self.cache, name::process(pid)).await?.0.ok_or(errno::ESRCH)?),
         };
         match target {
-            Target::Process(pid) => self.send(by.as_ref(), pid, signal).await,
+            Target::Process(pid) => self.send(record, by.as_ref(), pid, signal).await,
             Target::Group(pgid) => {
                 let pgid = match (pgid, &by) {
                     (0, Some(by)) => by.pgid,
@@ -164,14 +171,20 @@ impl<C: Cache> Server<C> {
         for pid in self.local_pids().await? {
             if pid != 1 && pid != sender {
                 // One that has ended or may not be signalled does not stop the rest.
-                let _ = self.send(by.as_ref(), pid, signal).await;
+                let _ = self.send(None, by.as_ref(), pid, signal).await;
             }
         }
         Ok(())
     }
 
     /// Signals one process. `by` None: the operator.
-    async fn send(&self, by: Option<&Process>, pid: Pid, signal: u8) -> Result<(), Errno> {
+    async fn send(
+        &self,
+        record: Option<&Record>,
+        by: Option<&Process>,
+        pid: Pid,
+        signal: u8,
+    ) -> Result<(), Errno> {
         let info = SignalInfo {
             signal,
             code: SI_USER,
@@ -182,6 +195,9 @@ impl<C: Cache> Server<C> {
         let mut attempts = Attempts::new();
         loop {
             let mut d = Draft::repeatable(&self.cache);
+            if let Some(answer) = d.recall::<Reply>(record).await? {
+                return answer.map(drop);
+            }
             let p: Process = d.load(name::process(pid)).await?.ok_or(errno::ESRCH)?;
             if by.is_some_and(|by| !may_signal(by, &p, signal)) {
                 return Err(errno::EPERM);
@@ -190,7 +206,7 @@ impl<C: Cache> Server<C> {
                 return Ok(());
             }
             post(&mut d, p, info).await?;
-            if d.commit().await? {
+            if d.commit_once(record, &Reply::Done).await? {
                 return Ok(());
             }
             attempts.again().await?;
@@ -216,7 +232,7 @@ impl<C: Cache> Server<C> {
             }
             for pid in new {
                 done.insert(pid);
-                match (self.send(by, pid, signal).await, &result) {
+                match (self.send(None, by, pid, signal).await, &result) {
                     (Ok(()), _) => result = Ok(()),
                     (Err(e), Err(errno::ESRCH)) => result = Err(e),
                     _ => (),
@@ -226,29 +242,45 @@ impl<C: Cache> Server<C> {
         result
     }
 
-    pub(crate) async fn raise(&self, pid: Pid, info: SignalInfo) -> Result<(), Errno> {
+    pub(crate) async fn raise(
+        &self,
+        record: Option<&Record>,
+        pid: Pid,
+        info: SignalInfo,
+    ) -> Result<(), Errno> {
         if bit(info.signal) == 0 {
             return Err(errno::EINVAL);
         }
         let mut attempts = Attempts::new();
         loop {
             let mut d = Draft::repeatable(&self.cache);
+            if let Some(answer) = d.recall::<Reply>(record).await? {
+                return answer.map(drop);
+            }
             let p = self.own(&mut d, pid).await?;
             post(&mut d, p, info).await?;
-            if d.commit().await? {
+            if d.commit_once(record, &Reply::Done).await? {
                 return Ok(());
             }
             attempts.again().await?;
         }
     }
 
-    pub(crate) async fn stop(&self, pid: Pid, signal: Option<u8>) -> Result<(), Errno> {
+    pub(crate) async fn stop(
+        &self,
+        record: Option<&Record>,
+        pid: Pid,
+        signal: Option<u8>,
+    ) -> Result<(), Errno> {
         if signal.is_some_and(|s| bit(s) & STOPS == 0) {
             return Err(errno::EINVAL);
         }
         let mut attempts = Attempts::new();
         loop {
             let mut d = Draft::repeatable(&self.cache);
+            if let Some(answer) = d.recall::<Reply>(record).await? {
+                return answer.map(drop);
+            }
             let mut p = self.own(&mut d, pid).await?;
             match signal {
                 Some(s) => {
@@ -278,7 +310,7 @@ impl<C: Cache> Server<C> {
                     tell_parent(&mut d, &p, CLD_CONTINUED, i32::from(SIGCONT)).await?;
                 }
             }
-            if d.commit().await? {
+            if d.commit_once(record, &Reply::Done).await? {
                 return Ok(());
             }
             attempts.again().await?;

@@ -1,7 +1,8 @@
 //! The console server's objects and requests: terminals that outlive the node they run on.
 
 use crate::Answer;
-use crate::process::Pid;
+use crate::once::{Operation, Repeat};
+use crate::process::{Pid, Target};
 use clustix_ccache::name::Name;
 use clustix_ccache::set;
 use serde::{Deserialize, Serialize};
@@ -68,6 +69,8 @@ pub struct Tty {
     pub attached: bool,
     /// The node that the client attached from, and its incarnation.
     pub client: (u8, u64),
+    /// Signals that steps have brought about, and that are still to be sent: to whom, which.
+    pub owed: Vec<(Target, u8)>,
 }
 
 impl Tty {
@@ -97,47 +100,71 @@ pub const fn tty(number: u32) -> Name {
 #[derive(Clone, PartialEq, Eq, Debug, Serialize, Deserialize)]
 #[allow(missing_docs)] // fields are what the request's doc says
 pub enum Request {
-    /// Makes a terminal with a client attached. Replies its number. Not idempotent.
+    /// Makes a terminal with a client attached. Replies its number.
     New { winsize: [u16; 4] },
     /// A client's keystrokes, through the line discipline (echo, editing, signals). Replies how many
-    /// bytes were taken; fewer: the input is full, wait for the object to change. Not idempotent.
+    /// bytes were taken; fewer: the input is full, wait for the object to change.
     Input { tty: u32, bytes: Vec<u8> },
     /// A program's output, through OPOST. Replies how many bytes were taken; 0: full, wait for the
-    /// object to change. Not idempotent.
+    /// object to change.
     Output { tty: u32, bytes: Vec<u8> },
     /// A program reads at most `max` bytes. 0 bytes and `eof` false: nothing yet, wait for the object to change.
-    /// Not idempotent.
+    ///
     Read { tty: u32, max: u32 },
-    /// The attached client has taken output up to this position. Idempotent.
+    /// The attached client has taken output up to this position.
     Taken { tty: u32, upto: u64 },
     /// A client attaches (output is kept for it from now on) or detaches. Replies the position where
-    /// the kept output starts. Idempotent.
+    /// the kept output starts.
     Attach { tty: u32, attached: bool },
-    /// TCSETS and its kin. Idempotent.
+    /// TCSETS and its kin.
     SetTermios { tty: u32, termios: Termios, flush_input: bool },
-    /// TCFLSH: discards unread input, unsent output. Idempotent.
+    /// TCFLSH: discards unread input, unsent output.
     Flush { tty: u32, input: bool, output: bool },
-    /// TCXONC: TCOOFF stops output (`true`), TCOON starts it. Idempotent.
+    /// TCXONC: TCOOFF stops output (`true`), TCOON starts it.
     Flow { tty: u32, stop: bool },
-    /// TIOCSWINSZ; SIGWINCH to the foreground group. Idempotent.
+    /// TIOCSWINSZ; SIGWINCH to the foreground group.
     SetWinsize { tty: u32, winsize: [u16; 4] },
     /// TIOCSPGRP, by a process of `session`: ENOTTY if the terminal is not that session's. That the
-    /// group is of that session is the caller's to check. Idempotent.
+    /// group is of that session is the caller's to check.
     SetForeground { tty: u32, session: Pid, pgid: Pid },
     /// The terminal becomes this session's (TIOCSCTTY), its leader's group foreground. EPERM if it is
-    /// another's. Idempotent.
+    /// another's.
     SetSession { tty: u32, session: Pid },
     /// The session's leader ended, or gave the terminal up (TIOCNOTTY): SIGHUP and SIGCONT to the
-    /// foreground group; the terminal is no session's. Idempotent.
+    /// foreground group; the terminal is no session's.
     Release { tty: u32, session: Pid },
     /// The client went away: SIGHUP and SIGCONT to the session's leader and foreground group; reads
-    /// end with end-of-file, writes with EIO. Idempotent.
+    /// end with end-of-file, writes with EIO.
     Hangup { tty: u32 },
     /// The clients that attached from this node, in incarnations up to this one, are gone: their
-    /// terminals are detached. Acts on what has its primary here. Idempotent.
+    /// terminals are detached. Acts on what has its primary here.
     ClientsLost { node: u8, incarnation: u64 },
-    /// The terminal is no longer needed. Idempotent.
+    /// The terminal is no longer needed.
     Remove { tty: u32 },
+}
+
+impl Operation for Request {
+    fn repeat(&self) -> Repeat {
+        match self {
+            Request::New { .. }
+            | Request::Input { .. }
+            | Request::Output { .. }
+            | Request::Read { .. }
+            | Request::SetTermios { .. }
+            | Request::Flush { .. }
+            | Request::Flow { .. }
+            | Request::SetWinsize { .. }
+            | Request::SetForeground { .. }
+            | Request::SetSession { .. }
+            | Request::Release { .. }
+            | Request::Hangup { .. } => Repeat::ByNumber,
+            // Positions and clients only go on; a terminal is removed by who made it.
+            Request::Taken { .. }
+            | Request::Attach { .. }
+            | Request::ClientsLost { .. }
+            | Request::Remove { .. } => Repeat::Harmless,
+        }
+    }
 }
 
 /// The console server's reply.

@@ -1,13 +1,14 @@
 //! What the servers say to each other and to the personality: the layouts of the objects they
 //! keep in the cluster-cache, and one request enum per server.
 //!
-//! Requests and replies are `postcard` over a channel's window. Each request's doc says whether
-//! it is idempotent: after a server's death exactly that decides whether a client may retry.
+//! Requests and replies are `postcard` over a channel's window. What a repeat does after a server's death
+//! each request declares ([`once::Operation`]).
 
 pub mod console;
 pub mod errno;
 pub mod memory;
 pub mod object;
+pub mod once;
 pub mod posix;
 pub mod process;
 pub mod service;

@@ -1,6 +1,7 @@
 //! The memory server's objects and requests: every mapping of every address space.
 
 use crate::Answer;
+use crate::once::{Operation, Repeat};
 use clustix_ccache::name::Name;
 use clustix_ccache::set;
 use serde::{Deserialize, Serialize};
@@ -81,23 +82,39 @@ pub enum Step {
 #[allow(missing_docs)] // fields are what the request's doc says
 pub enum Request {
     /// mmap(2): at `hint` exactly if `fixed` (`no_replace`: EEXIST if something is there), else where
-    /// the server chooses, near the hint. Replies the address. Not idempotent.
+    /// the server chooses, near the hint. Replies the address.
     Map { space: u32, hint: u64, len: u64, prot: u8, source: Source, fixed: bool, no_replace: bool },
-    /// munmap(2). Idempotent.
+    /// munmap(2).
     Unmap { space: u32, start: u64, len: u64 },
-    /// mprotect(2). Idempotent.
+    /// mprotect(2).
     Protect { space: u32, start: u64, len: u64, prot: u8 },
-    /// brk(2): replies the new break, or the old one if it can't move. Idempotent.
+    /// brk(2): replies the new break, or the old one if it can't move.
     Break { space: u32, to: u64 },
     /// mremap(2); `may_move` as MREMAP_MAYMOVE, `to` as MREMAP_FIXED's address. Replies the address.
-    /// Not idempotent.
+    ///
     Remap { space: u32, start: u64, old_len: u64, new_len: u64, may_move: bool, to: Option<u64> },
-    /// A new, empty address space (exec): these areas, this break. Idempotent.
+    /// A new, empty address space (exec): these areas, this break.
     Replace { space: u32, areas: Areas },
-    /// fork: `child` gets a copy of `parent`'s. Idempotent.
+    /// fork: `child` gets a copy of `parent`'s.
     Fork { parent: u32, child: u32 },
-    /// The address space is gone. Idempotent.
+    /// The address space is gone.
     Remove { space: u32 },
+}
+
+impl Operation for Request {
+    fn repeat(&self) -> Repeat {
+        match self {
+            Request::Map { .. }
+            | Request::Unmap { .. }
+            | Request::Protect { .. }
+            | Request::Break { .. }
+            | Request::Remap { .. } => Repeat::ByNumber,
+            // Nobody else works on that address space meanwhile.
+            Request::Replace { .. } | Request::Fork { .. } | Request::Remove { .. } => {
+                Repeat::Harmless
+            }
+        }
+    }
 }
 
 /// The memory server's reply.

@@ -3,7 +3,9 @@
 //! A server's handler loads what it needs into a [`Draft`], changes it, and commits; when an object
 //! changed meanwhile it starts again from fresh reads, a bounded number of times ([`Attempts`]).
 
+use crate::Answer;
 use crate::errno::{self, Errno};
+use crate::once::Record;
 use clustix_ccache::cache::{Cache, CacheError, Expect, Transaction, Version, Write};
 use clustix_ccache::name::Name;
 use clustix_pd::exec;
@@ -85,6 +87,34 @@ impl<'c, C: Cache> Draft<'c, C> {
         self.seen.iter().find(|s| s.name == name).map_or(Version::ABSENT, |s| s.version)
     }
 
+    /// The answer that a request has had already; if it has had none, the commit is void should that
+    /// change meanwhile.
+    pub async fn recall<R: DeserializeOwned>(
+        &mut self,
+        record: Option<&Record>,
+    ) -> Result<Option<Answer<R>>, Errno> {
+        let Some(record) = record else { return Ok(None) };
+        let i = self.find(record.name()).await?;
+        Ok(record.read(self.seen[i].data.as_ref()))
+    }
+
+    /// As [`Draft::commit`], of a request's effect, whose answer is recorded.
+    pub async fn commit_once<R: Serialize>(
+        mut self,
+        record: Option<&Record>,
+        answer: &R,
+    ) -> Result<bool, Errno> {
+        let Some(record) = record.filter(|_| self.seen.iter().any(|s| s.written)) else {
+            return self.commit().await;
+        };
+        self.store_bytes(record.name(), record.encode(Ok(answer))?);
+        match self.transact().await {
+            Err(CacheError::Conflict) => Ok(false),
+            outcome if record.ended(outcome) => Ok(false),
+            outcome => Ok(outcome.map(|()| true)?),
+        }
+    }
+
     /// Writes an object: one loaded before, or else a new one.
     pub fn store<T: Serialize>(&mut self, name: Name, object: &T) -> Result<(), Errno> {
         self.write(name, Some(encode(object)?));
@@ -113,6 +143,16 @@ impl<'c, C: Cache> Draft<'c, C> {
 
     /// Commits. `false`: something changed meanwhile, nothing was done, start again.
     pub async fn commit(self) -> Result<bool, Errno> {
+        let repeatable = self.repeatable;
+        match self.transact().await {
+            Ok(()) => Ok(true),
+            Err(CacheError::Conflict) => Ok(false),
+            Err(CacheError::Unknown | CacheError::Gone) if repeatable => Ok(false),
+            Err(e) => Err(e.into()),
+        }
+    }
+
+    async fn transact(self) -> Result<(), CacheError> {
         let mut t = Transaction::new();
         for s in self.seen {
             match (s.written, s.data) {
@@ -124,15 +164,7 @@ impl<'c, C: Cache> Draft<'c, C> {
                 }
             }
         }
-        if t.writes.is_empty() {
-            return Ok(true);
-        }
-        match self.cache.transact(t).await {
-            Ok(()) => Ok(true),
-            Err(CacheError::Conflict) => Ok(false),
-            Err(CacheError::Unknown | CacheError::Gone) if self.repeatable => Ok(false),
-            Err(e) => Err(e.into()),
-        }
+        if t.writes.is_empty() { Ok(()) } else { self.cache.transact(t).await }
     }
 }
 

@@ -2,6 +2,7 @@
 //! `PID % 1024`, and a node gives out PIDs whose shard has its primary here.
 
 use crate::Errno;
+use crate::once::{Operation, Repeat};
 use crate::vfs::Credentials;
 use clustix_ccache::name::Name;
 use clustix_ccache::set;
@@ -397,54 +398,83 @@ pub mod status {
 #[allow(missing_docs)] // fields are what the request's doc says
 pub enum Request {
     /// A process without a living parent in the cluster (`clustix run`): child of init, leader of
-    /// its own session and group, `claimed`. Runs on the serving node. Replies its PID. Not idempotent.
+    /// its own session and group, `claimed`. Runs on the serving node. Replies its PID.
     Spawn { uid: u32, gid: u32, groups: Vec<u32>, command: Vec<u8>, tty: Option<u32> },
-    /// fork(2): a child of `parent` on the serving node. Replies its PID. Once with `request`.
+    /// fork(2): a child of `parent` on the serving node. Replies its PID.
     Fork { parent: Pid, exit_signal: u8, request: u64 },
     /// execve(2) took place: new command line, and credentials from set-id bits (effective and
-    /// saved). Idempotent.
+    /// saved).
     Exec { pid: Pid, command: Vec<u8>, euid: u32, egid: u32 },
     /// The process ended with this wait status: zombie, children to init, `exit_signal` to the
-    /// parent; reaped at once if the parent said so ([`Request::ChildPolicy`]). Idempotent.
+    /// parent; reaped at once if the parent said so ([`Request::ChildPolicy`]).
     Exit { pid: Pid, status: i32, verdict: Option<String>, own_us: (u64, u64) },
     /// A stop signal took its default effect (`Some`; the signal is taken off; void if SIGCONT or
     /// SIGKILL came meanwhile: look at the state afterwards), or the process goes on. SIGCONT and
-    /// SIGKILL by kill(2) set the state to running themselves. Idempotent.
+    /// SIGKILL by kill(2) set the state to running themselves.
     Stop { pid: Pid, signal: Option<u8> },
     /// waitpid(2) without sleeping: [`Reply::Waited`]; `options` as [`wait`]'s; `keep` as WNOWAIT.
     /// Reaps. ECHILD: no such child. To sleep, read the version of the parent's object *before* this
     /// call and wait for it to change: every child's change changes it. Parent 1 with
-    /// [`Which::Pid`]: the status of a claimed process. Once with `request`.
+    /// [`Which::Pid`]: the status of a claimed process.
     Wait { parent: Pid, which: Which, options: u32, keep: bool, request: u64 },
     /// kill(2), from `sender` (0: the operator, who may signal all). [`Target::All`] returns before
-    /// other nodes have acted. Idempotent but for a handler that may run twice.
+    /// other nodes have acted. Where a group is signalled a repeat may run a
+    /// handler twice.
     Kill { sender: Pid, target: Target, signal: u8 },
     /// A signal that the kernel itself sends to a process of this node (SIGSEGV, SIGPIPE, SIGALRM).
-    /// Idempotent as [`Request::Kill`].
     Raise { pid: Pid, info: SignalInfo },
-    /// Takes these pending signals off (the personality delivers them). Idempotent.
+    /// Takes these pending signals off (the personality delivers them).
     Take { pid: Pid, signals: u64 },
-    /// What becomes of its children: see [`Process::autoreap`], [`Process::no_cldstop`]. Idempotent.
+    /// What becomes of its children: see [`Process::autoreap`], [`Process::no_cldstop`].
     ChildPolicy { pid: Pid, autoreap: bool, no_cldstop: bool },
-    /// setpgid(2); `pid` and `pgid` 0 as there. Idempotent.
+    /// setpgid(2); `pid` and `pgid` 0 as there.
     SetGroup { caller: Pid, pid: Pid, pgid: Pid },
-    /// setsid(2). Replies the session. Not idempotent.
+    /// setsid(2). Replies the session.
     SetSession { pid: Pid },
-    /// Sets the controlling terminal (TIOCSCTTY) or drops it. Idempotent.
+    /// Sets the controlling terminal (TIOCSCTTY) or drops it.
     SetTty { pid: Pid, tty: Option<u32> },
     /// setuid family: the three user and group ids and the groups, already checked by the rules of
-    /// setresuid(2) against the caller's. Idempotent.
+    /// setresuid(2) against the caller's.
     SetIds { pid: Pid, uid: [u32; 3], gid: [u32; 3], groups: Vec<u32> },
     /// Whether a read (`write` false) or a write with TOSTOP of the controlling terminal by a
     /// background process must end with EIO instead of SIGTTIN or SIGTTOU: its group is orphaned.
-    /// Replies [`Reply::Pid`] 1 or 0. Idempotent.
+    /// Replies [`Reply::Pid`] 1 or 0.
     Orphaned { pid: Pid },
     /// All incarnations of the node up to this one are dead: their processes become zombies with
     /// status 137 and the verdict "lost with node K", their pipe ends close. Acts on what has its
-    /// primary here before it replies; every other server follows. Idempotent.
+    /// primary here before it replies; every other server follows.
     NodeLost { node: u8, incarnation: u64 },
     /// The serving node's personality died and its programs with it. As [`Request::NodeLost`].
     PersonalityLost { incarnation: u64 },
+}
+
+impl Operation for Request {
+    fn repeat(&self) -> Repeat {
+        match self {
+            Request::Spawn { .. }
+            | Request::Exec { .. }
+            | Request::Stop { .. }
+            | Request::Raise { .. }
+            | Request::Take { .. }
+            | Request::ChildPolicy { .. }
+            | Request::SetGroup { .. }
+            | Request::SetSession { .. }
+            | Request::SetTty { .. }
+            | Request::SetIds { .. }
+            | Request::Kill { target: Target::Process(_), .. } => Repeat::ByNumber,
+            // A process ends once.
+            Request::Exit { .. }
+            // Told by numbers of their own; without one (of control) the status is known already.
+            | Request::Fork { .. }
+            | Request::Wait { .. }
+            // Several transactions: but for a handler that may run twice.
+            | Request::Kill { target: Target::Group(_) | Target::All, .. }
+            | Request::Orphaned { .. }
+            // Incarnations die once.
+            | Request::NodeLost { .. }
+            | Request::PersonalityLost { .. } => Repeat::Harmless,
+        }
+    }
 }
 
 /// A child that has something to say.

@@ -7,6 +7,7 @@
 //! walks the trie in hash order.
 
 use crate::Answer;
+use crate::once::{Operation, Repeat};
 use clustix_ccache::name::Name;
 use clustix_ccache::set;
 use serde::{Deserialize, Serialize};
@@ -228,22 +229,22 @@ pub enum Request {
     /// open(2) with O_CREAT: creates a regular file unless it exists; `exclusive` as O_EXCL;
     /// follows symbolic links unless exclusive. `mode`: umask already applied. Replies the inode
     /// number, with the serving node's opener bit set as by [`Request::Opened`]: the caller has it
-    /// open, or says [`Request::Closed`]. Idempotent unless exclusive.
+    /// open, or says [`Request::Closed`].
     Create { cred: Credentials, dir: u64, path: Vec<u8>, mode: u32, exclusive: bool },
-    /// mkdir(2). Not idempotent.
+    /// mkdir(2).
     Mkdir { cred: Credentials, dir: u64, path: Vec<u8>, mode: u32 },
-    /// mknod(2): FIFO, character or block device, or an empty regular file. Not idempotent.
+    /// mknod(2): FIFO, character or block device, or an empty regular file.
     Mknod { cred: Credentials, dir: u64, path: Vec<u8>, mode: u32, rdev: u64 },
-    /// symlink(2). Not idempotent.
+    /// symlink(2).
     Symlink { cred: Credentials, target: Vec<u8>, dir: u64, path: Vec<u8> },
-    /// link(2); `follow` a symbolic link at the old path. Not idempotent.
+    /// link(2); `follow` a symbolic link at the old path.
     Link { cred: Credentials, old_dir: u64, old: Vec<u8>, new_dir: u64, new: Vec<u8>, follow: bool },
     /// unlink(2), or rmdir(2) if `rmdir`. Replies the inode number if that was its last name and
     /// nodes are still noted as having it open (one that has it not must say [`Request::Closed`]),
-    /// else 0. Not idempotent.
+    /// else 0.
     Unlink { cred: Credentials, dir: u64, path: Vec<u8>, rmdir: bool },
     /// rename(2); `no_replace` and `exchange` as renameat2(2). Replies as [`Request::Unlink`], for
-    /// what was at the new name. Not idempotent.
+    /// what was at the new name.
     Rename {
         cred: Credentials,
         old_dir: u64,
@@ -254,20 +255,39 @@ pub enum Request {
         exchange: bool,
     },
     /// chmod, chown, truncate, utimensat on an inode already found. The right to change the *size*
-    /// is the caller's to check (ftruncate: the descriptor's; truncate: write permission). Idempotent.
+    /// is the caller's to check (ftruncate: the descriptor's; truncate: write permission).
     SetAttr { cred: Credentials, ino: u64, attr: SetAttr },
     /// This node has the inode open from now on (sets its opener bit). Not needed while the bit is
-    /// set. ENOENT: it was removed since it was found, walk again. Idempotent.
+    /// set. ENOENT: it was removed since it was found, walk again.
     Opened { ino: u64 },
-    /// This node no longer has it open; an inode without names and openers is removed. Idempotent.
+    /// This node no longer has it open; an inode without names and openers is removed.
     Closed { ino: u64 },
     /// Makes a new file system (root, /dev, /tmp, /proc, /etc), or what of it is not there. Replies 0.
-    /// Idempotent.
+    ///
     Format,
     /// Takes away opener bits of nodes that are not in `live` (bit = slot; 0 before a snapshot) and
     /// removes inodes without names and openers, of those whose primary is the serving node. Replies
-    /// how many were removed. Idempotent.
+    /// how many were removed.
     Orphans { live: u16 },
+}
+
+impl Operation for Request {
+    fn repeat(&self) -> Repeat {
+        match self {
+            Request::Create { .. }
+            | Request::Mkdir { .. }
+            | Request::Mknod { .. }
+            | Request::Symlink { .. }
+            | Request::Link { .. }
+            | Request::Unlink { .. }
+            | Request::Rename { .. }
+            | Request::SetAttr { .. } => Repeat::ByNumber,
+            Request::Opened { .. }
+            | Request::Closed { .. }
+            | Request::Format
+            | Request::Orphans { .. } => Repeat::Harmless,
+        }
+    }
 }
 
 /// The vfs's reply: the inode number concerned, or 0.

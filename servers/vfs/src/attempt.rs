@@ -5,6 +5,7 @@ use clustix_ccache::cache::{Cache, CacheError, Expect, MAX_OBJECTS, Transaction,
 use clustix_ccache::name::Name;
 use clustix_proto::errno::EIO;
 use clustix_proto::object::Attempts;
+use clustix_proto::once::{Recall, Record};
 use clustix_proto::{Answer, Errno};
 use std::collections::{BTreeMap, BTreeSet};
 
@@ -13,6 +14,8 @@ use std::collections::{BTreeMap, BTreeSet};
 pub enum Stop {
     /// The answer to the caller.
     Fail(Errno),
+    /// The same, which has been recorded before, with the effect.
+    Done(u64),
     /// Something changed under it, or was put in order for it: again.
     Again,
 }
@@ -39,9 +42,31 @@ pub async fn retry<R>(mut attempt: impl AsyncFnMut() -> Result<R, Stop>) -> Answ
         match attempt().await {
             Ok(r) => return Ok(r),
             Err(Stop::Fail(e)) => return Err(e),
+            // Only of attempts with a record.
+            Err(Stop::Done(_)) => return Err(EIO),
             Err(Stop::Again) => attempts.again().await?,
         }
     }
+}
+
+/// Carries out a transaction that may be made again though it has had its effect, with whatever read it.
+pub(crate) async fn transact<C: Cache>(cache: &C, t: Transaction) -> Result<(), Stop> {
+    match cache.transact(t).await {
+        Err(CacheError::Unknown) => Err(Stop::Again),
+        outcome => Ok(outcome?),
+    }
+}
+
+/// As [`retry`], of a request with a record: its reply, and what is left to do after it, which is nothing
+/// where it had had its effect before.
+pub async fn retry_once<R: Default>(
+    mut attempt: impl AsyncFnMut() -> Result<(u64, R), Stop>,
+) -> Answer<(u64, R)> {
+    retry(async || match attempt().await {
+        Err(Stop::Done(reply)) => Ok((reply, R::default())),
+        r => r,
+    })
+    .await
 }
 
 pub(crate) struct Object {
@@ -54,14 +79,28 @@ pub(crate) struct Object {
 /// that it read is checked again by the commit.
 pub struct Attempt<'a, C> {
     cache: &'a C,
+    record: Option<&'a Record>,
     pub(crate) objects: BTreeMap<Name, Object>,
     read: BTreeSet<Name>,
 }
 
 impl<'a, C: Cache> Attempt<'a, C> {
-    /// A new one.
+    /// A new one, of something that no record is kept of.
     pub fn new(cache: &'a C) -> Self {
-        Attempt { cache, objects: BTreeMap::new(), read: BTreeSet::new() }
+        Attempt { cache, record: None, objects: BTreeMap::new(), read: BTreeSet::new() }
+    }
+
+    /// A new one for a request: [`Stop::Done`] if it has had its effect before.
+    pub async fn begin(cache: &'a C, record: Option<&'a Record>) -> Result<Self, Stop> {
+        let mut a = Attempt { record, ..Attempt::new(cache) };
+        if let Some(record) = record {
+            match record.recall(cache).await? {
+                Recall::Answered(Ok(reply)) => return Err(Stop::Done(reply)),
+                Recall::Answered(Err(e)) => return Err(Stop::Fail(e)),
+                Recall::New(version, data) => a.note(record.name(), version, data),
+            }
+        }
+        Ok(a)
     }
 
     /// The cache it works on.
@@ -118,8 +157,23 @@ impl<'a, C: Cache> Attempt<'a, C> {
         MAX_OBJECTS.saturating_sub(self.objects.len())
     }
 
-    /// Makes the changes, if all that was read is still so; without changes, only sees to that.
-    pub async fn commit(self) -> Result<(), Stop> {
+    /// Takes over what has been put together elsewhere.
+    pub fn add(&mut self, t: Transaction) {
+        for (name, version) in t.reads {
+            self.note(name, version, Vec::new());
+        }
+        for Write { name, expect, data } in t.writes {
+            self.write(name, expect, data);
+        }
+    }
+
+    /// Makes the changes, and records that the answer is `reply`, if all that was read is still so; without
+    /// changes, only sees to that.
+    pub async fn commit(mut self, reply: u64) -> Result<(), Stop> {
+        let record = self.record.filter(|_| self.objects.values().any(|o| o.written));
+        if let Some(record) = record {
+            self.put(record.name(), record.encode(Ok(reply))?)?;
+        }
         let mut t = Transaction::new();
         for (name, o) in self.objects {
             match o {
@@ -130,7 +184,11 @@ impl<'a, C: Cache> Attempt<'a, C> {
                 Object { expect: Expect::Any, .. } => {}
             }
         }
-        Ok(self.cache.transact(t).await?)
+        let outcome = self.cache.transact(t).await;
+        match record {
+            Some(record) if record.ended(outcome) => Err(Stop::Again),
+            _ => Ok(outcome?),
+        }
     }
 
     /// `refusal`, if all that was read is still so: several objects read one after the other may

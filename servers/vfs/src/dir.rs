@@ -218,7 +218,7 @@ pub(crate) async fn split<C: Cache>(cache: &C, ino: u64, node: u32) -> Answer<()
         .set(name::dirblock(ino, node << 1), encode_block(&DirBlock::Leaf(low))?)
         .set(name::dirblock(ino, node << 1 | 1), encode_block(&DirBlock::Leaf(high))?);
     match cache.transact(t).await {
-        Ok(()) | Err(CacheError::Conflict | CacheError::Busy) => Ok(()),
+        Ok(()) | Err(CacheError::Conflict | CacheError::Busy | CacheError::Unknown) => Ok(()),
         Err(e) => Err(e.into()),
     }
 }

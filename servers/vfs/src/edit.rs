@@ -211,9 +211,10 @@ impl<C: Cache> Attempt<'_, C> {
 }
 
 /// What an inode is after it lost a name.
-#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+#[derive(Clone, Copy, PartialEq, Eq, Debug, Default)]
 pub enum Nameless {
     /// It has another.
+    #[default]
     Not,
     /// Removed.
     Gone,
@@ -221,4 +222,14 @@ pub enum Nameless {
     Open(u64),
     /// Without a name and openers, to be removed step by step ([`crate::open::reap`]).
     Left(u64),
+}
+
+impl Nameless {
+    /// What the caller is told: the inode that its node may have to let go, or 0.
+    pub const fn reply(self) -> u64 {
+        match self {
+            Nameless::Open(ino) => ino,
+            _ => 0,
+        }
+    }
 }

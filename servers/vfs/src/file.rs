@@ -280,7 +280,9 @@ pub(crate) async fn trim<C: Cache>(cache: &C, ino: u64) -> Answer<()> {
         t = t.put(name::inode(ino), version, object::encode_inode(&inode)?);
         match cache.transact(t).await {
             Ok(()) => attempts = Attempts::new(),
-            Err(CacheError::Conflict | CacheError::Busy) => attempts.again().await?,
+            Err(CacheError::Conflict | CacheError::Busy | CacheError::Unknown) => {
+                attempts.again().await?;
+            }
             Err(e) => return Err(e.into()),
         }
     }

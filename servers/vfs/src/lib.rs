@@ -37,7 +37,7 @@ pub use file::{Written, read, write};
 pub use fsck::fsck;
 pub use mkfs::mkfs;
 pub use permission::may;
-pub use server::{handle, main};
+pub use server::{handle, handle_once, main};
 pub use walk::{Walked, path_of, walk};
 
 use clustix_ccache::cache::Cache;

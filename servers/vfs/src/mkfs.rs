@@ -42,7 +42,7 @@ pub async fn mkfs<C: Cache>(cache: &C) -> Answer<()> {
             root.push(entry(name, made));
         }
         put_dir(&mut a, ROOT, ROOT, 0o755, &mut root)?;
-        a.commit().await
+        a.commit(0).await
     })
     .await
 }

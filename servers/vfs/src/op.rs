@@ -10,27 +10,20 @@ pub mod unlink;
 use crate::edit::Nameless;
 use crate::{dir, open};
 use clustix_ccache::cache::Cache;
-use clustix_proto::Answer;
+
+/// A directory's block that has become small, and what has lost its name.
+type Left = (Option<(u64, u32)>, Nameless);
 
 /// What is left to do after names were taken away: none of it changes what anyone sees, and if this
 /// instance dies first, [`open::orphans`] does it.
-async fn tidy<C: Cache>(
-    cache: &C,
-    small: &[Option<(u64, u32)>],
-    nameless: Nameless,
-) -> Answer<u64> {
-    for (ino, node) in small.iter().flatten() {
-        dir::join(cache, *ino, *node).await;
+async fn tidy<C: Cache>(cache: &C, (small, nameless): Left) {
+    if let Some((ino, node)) = small {
+        dir::join(cache, ino, node).await;
     }
-    match nameless {
-        Nameless::Not | Nameless::Gone => Ok(0),
-        Nameless::Open(ino) => Ok(ino),
-        Nameless::Left(ino) => {
-            // The name is gone, which is what was asked; a failure here costs space only.
-            if let Err(e) = open::reap(cache, ino).await {
-                tracing::warn!(ino, %e, "a removed file's pages stay for now");
-            }
-            Ok(0)
-        }
+    // The name is gone, which is what was asked; a failure here costs space only.
+    if let Nameless::Left(ino) = nameless
+        && let Err(e) = open::reap(cache, ino).await
+    {
+        tracing::warn!(ino, %e, "a removed file's pages stay for now");
     }
 }

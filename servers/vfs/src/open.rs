@@ -6,7 +6,7 @@
 //! An inode with neither name nor opener is in its final state: nobody can open it any more, and
 //! whoever finds it may remove it ([`reap`]).
 
-use crate::attempt::{Stop, retry};
+use crate::attempt::{Stop, retry, transact};
 use crate::object::{self, Block};
 use crate::walk::Walked;
 use crate::{dir, file};
@@ -49,7 +49,7 @@ async fn change<C: Cache>(cache: &C, ino: u64, bits: impl Fn(u16) -> u16) -> Ans
         if new != inode.openers {
             inode.openers = new;
             let data = object::encode_inode(&inode)?;
-            cache.transact(Transaction::new().put(name::inode(ino), version, data)).await?;
+            transact(cache, Transaction::new().put(name::inode(ino), version, data)).await?;
         }
         Ok(Some(inode))
     })
@@ -78,7 +78,7 @@ pub async fn reap<C: Cache>(cache: &C, ino: u64) -> Answer<()> {
         if inode.is_symlink() {
             t.writes.push(Write { name: name::symlink(ino), expect: Expect::Any, data: None });
         }
-        Ok(cache.transact(t).await?)
+        transact(cache, t).await
     })
     .await
 }
@@ -110,7 +110,7 @@ async fn remove_blocks<C: Cache>(cache: &C, ino: u64) -> Answer<()> {
         if version.exists() {
             let gone = Write { name: block, expect: Expect::Any, data: None };
             let t = Transaction { reads: Vec::new(), writes: vec![gone] };
-            retry(async || Ok::<_, Stop>(cache.transact(t.clone()).await?)).await?;
+            retry(async || transact(cache, t.clone()).await).await?;
         }
         path.pop();
     }
@@ -118,8 +118,8 @@ async fn remove_blocks<C: Cache>(cache: &C, ino: u64) -> Answer<()> {
 }
 
 /// Goes through all inodes whose primary is on this node: takes away opener bits of nodes that are not
-/// in `live` (bit = slot; 0: nobody has anything open, as before a snapshot) and removes what is left
-/// without names and openers. Replies how many were removed. Safe beside anything else, as long as
+/// in `live` (bit = slot; 0: nobody has anything open, as before a snapshot), removes what is left
+/// without names and openers, and pages past the ends of files. Replies how many were removed. Safe beside anything else, as long as
 /// a node that is not in `live` stays away meanwhile.
 pub async fn orphans<C: Cache>(cache: &C, live: u16) -> Answer<u64> {
     orphans_beside(cache, async || Ok(live)).await
@@ -150,6 +150,8 @@ pub async fn orphans_beside<C: Cache>(
             if inode.nlink == 0 && inode.openers & !gone == 0 {
                 reap(cache, ino).await?;
                 removed += 1;
+            } else if file::has_left_over(&inode) {
+                file::trim(cache, ino).await?;
             }
         }
     }

@@ -5,10 +5,12 @@ use crate::op::{attr, link, make, rename, unlink};
 use crate::{mkfs, open};
 use clustix_ccache::cache::Cache;
 use clustix_ccache::client::CacheClient;
+use clustix_ccache::set;
 use clustix_pd::{Boot, BootError, Call, exec};
 use clustix_proto::errno::{EAGAIN, EINVAL};
+use clustix_proto::once::{Asked, Record};
 use clustix_proto::vfs::{Reply, Request};
-use clustix_proto::{Answer, service};
+use clustix_proto::{Answer, once, service};
 
 /// The protection domain `vfs`. Returns only when it cannot start.
 pub fn main(boot: Boot) -> Result<(), BootError> {
@@ -16,7 +18,14 @@ pub fn main(boot: Boot) -> Result<(), BootError> {
     // Seeds the numbers while getrandom(2) may still be called.
     crate::number::random();
     boot.enter_sandbox(None)?;
-    let handler = async |_: &Call, request: Request| handle(&cache, request).await;
+    let here = (boot.node, boot.incarnation);
+    let handler = async |_: &Call, asked: Asked<Request>| match asked.once {
+        Some(once) => {
+            let record = Record::new(set::VFSANSWER, here, once);
+            handle_once(&cache, &record, asked.request).await
+        }
+        None => handle(&cache, asked.request).await,
+    };
     service::run(&boot.server, handler, vec![Box::pin(tend(&cache))]);
     Ok(())
 }
@@ -45,17 +54,18 @@ async fn tend(cache: &CacheClient) {
         {
             let lost = known.as_ref().is_none_or(|k| k.iter().any(|m| !status.members.contains(m)));
             let tended = !lost
-                || match open::orphans_beside(cache, async || live(cache).await).await {
-                    Ok(0) => true,
-                    Ok(n) => {
-                        tracing::info!("removed {n} files without names that nobody has open");
-                        true
-                    }
-                    Err(e) => {
-                        tracing::debug!(%e, "not all files without names could be looked at");
-                        false
-                    }
-                };
+                || once::forget(cache, set::VFSANSWER, &status.members).await.is_ok()
+                    && match open::orphans_beside(cache, async || live(cache).await).await {
+                        Ok(0) => true,
+                        Ok(n) => {
+                            tracing::info!("removed {n} files without names that nobody has open");
+                            true
+                        }
+                        Err(e) => {
+                            tracing::debug!(%e, "not all files without names could be looked at");
+                            false
+                        }
+                    };
             if tended {
                 known = Some(status.members);
             }
@@ -75,26 +85,36 @@ async fn live(cache: &CacheClient) -> Answer<u16> {
     Ok(status.members.iter().fold(0, |bits, m| bits | 1 << (m.0 & 15)))
 }
 
-/// Serves one request. Errors are those of the man page of the call of the same name.
+/// Serves one request, whose answer is recorded with its effect.
+pub async fn handle_once<C: Cache>(cache: &C, record: &Record, request: Request) -> Reply {
+    once::serve(cache, record, serve(cache, Some(record), request)).await
+}
+
+/// Serves one request, which will not be repeated unless that is harmless. Errors are those of the man page
+/// of the call of the same name.
 pub async fn handle<C: Cache>(cache: &C, request: Request) -> Reply {
+    serve(cache, None, request).await
+}
+
+async fn serve<C: Cache>(cache: &C, record: Option<&Record>, request: Request) -> Reply {
     match request {
         Request::Create { cred, dir, path, mode, exclusive } => {
-            make::create(cache, &cred, dir, &path, mode, exclusive).await
+            make::create(cache, record, &cred, dir, &path, mode, exclusive).await
         }
         Request::Mkdir { cred, dir, path, mode } => {
-            make::mkdir(cache, &cred, dir, &path, mode).await
+            make::mkdir(cache, record, &cred, dir, &path, mode).await
         }
         Request::Mknod { cred, dir, path, mode, rdev } => {
-            make::mknod(cache, &cred, dir, &path, mode, rdev).await
+            make::mknod(cache, record, &cred, dir, &path, mode, rdev).await
         }
         Request::Symlink { cred, target, dir, path } => {
-            make::symlink(cache, &cred, &target, dir, &path).await
+            make::symlink(cache, record, &cred, &target, dir, &path).await
         }
         Request::Link { cred, old_dir, old, new_dir, new, follow } => {
-            link::link(cache, &cred, (old_dir, &old), (new_dir, &new), follow).await
+            link::link(cache, record, &cred, (old_dir, &old), (new_dir, &new), follow).await
         }
         Request::Unlink { cred, dir, path, rmdir } => {
-            unlink::unlink(cache, &cred, dir, &path, rmdir).await
+            unlink::unlink(cache, record, &cred, dir, &path, rmdir).await
         }
         Request::Rename { cred, old_dir, old, new_dir, new, no_replace, exchange } => {
             let how = match (no_replace, exchange) {
@@ -103,9 +123,11 @@ pub async fn handle<C: Cache>(cache: &C, request: Request) -> Reply {
                 (false, true) => How::Exchange,
                 (true, true) => return Err(EINVAL),
             };
-            rename::rename(cache, &cred, (old_dir, &old), (new_dir, &new), how).await
+            rename::rename(cache, record, &cred, (old_dir, &old), (new_dir, &new), how).await
         }
-        Request::SetAttr { cred, ino, attr } => attr::set_attr(cache, &cred, ino, &attr).await,
+        Request::SetAttr { cred, ino, attr } => {
+            attr::set_attr(cache, record, &cred, ino, &attr).await
+        }
         Request::Opened { ino } => open::opened(cache, ino).await,
         Request::Closed { ino } => open::closed(cache, ino).await,
         Request::Format => mkfs::mkfs(cache).await.map(|()| 0),

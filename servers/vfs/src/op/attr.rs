@@ -1,10 +1,11 @@
 //! chmod, chown, truncate, utimensat.
 
-use crate::attempt::retry;
+use crate::attempt::{Attempt, retry_once};
 use crate::permission::{WRITE, in_group, may, owns, strip_set_id, without_set_id};
 use crate::{file, object};
 use clustix_ccache::cache::{Cache, Transaction};
 use clustix_proto::errno::*;
+use clustix_proto::once::Record;
 use clustix_proto::vfs::mode::*;
 use clustix_proto::vfs::{Credentials, Inode, SetAttr, Time, name};
 use clustix_proto::{Answer, Errno};
@@ -12,11 +13,13 @@ use clustix_proto::{Answer, Errno};
 /// Changes what `attr` names; replies the inode number.
 pub async fn set_attr<C: Cache>(
     cache: &C,
+    record: Option<&Record>,
     cred: &Credentials,
     ino: u64,
     attr: &SetAttr,
 ) -> Answer<u64> {
-    let left_over = retry(async || {
+    let (_, in_order) = retry_once(async || {
+        let mut a = Attempt::begin(cache, record).await?;
         let found = crate::stat(cache, ino).await?;
         let mut inode = found.inode;
         let now = object::now();
@@ -28,14 +31,13 @@ pub async fn set_attr<C: Cache>(
             inode.mtime = attr.mtime.unwrap_or(now);
         }
         inode.ctime = now;
-        let left_over = file::has_left_over(&inode);
-        cache
-            .transact(t.put(name::inode(ino), found.version, object::encode_inode(&inode)?))
-            .await?;
-        Ok(left_over)
+        let in_order = !file::has_left_over(&inode);
+        a.add(t.put(name::inode(ino), found.version, object::encode_inode(&inode)?));
+        a.commit(ino).await?;
+        Ok((ino, in_order))
     })
     .await?;
-    if left_over && attr.size.is_some() {
+    if !in_order && attr.size.is_some() {
         // The size is what was asked for; pages past it cost space only, and go at the next growth.
         if let Err(e) = file::trim(cache, ino).await {
             tracing::warn!(ino, %e, "pages past a file's end stay for now");

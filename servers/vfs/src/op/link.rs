@@ -1,18 +1,20 @@
 //! link(2).
 
-use crate::attempt::{Attempt, Stop, retry};
+use crate::attempt::{Attempt, Stop, retry_once};
 use crate::object;
 use crate::permission::{EXEC, READ, WRITE, may, owns};
 use crate::walk::{Last, walk, walk_parent};
 use clustix_ccache::cache::Cache;
 use clustix_proto::Answer;
 use clustix_proto::errno::*;
+use clustix_proto::once::Record;
 use clustix_proto::vfs::mode::*;
 use clustix_proto::vfs::{Credentials, Dentry, Inode, LINK_MAX};
 
 /// link(2); replies the inode number.
 pub async fn link<C: Cache>(
     cache: &C,
+    record: Option<&Record>,
     cred: &Credentials,
     (old_dir, old): (u64, &[u8]),
     (new_dir, new): (u64, &[u8]),
@@ -22,8 +24,8 @@ pub async fn link<C: Cache>(
     let parent = walk_parent(cache, cred, new_dir, new, &mut 0).await?;
     let Last::Name(name) = parent.last else { return Err(EEXIST) };
     let dir = parent.dir.ino;
-    retry(async || {
-        let mut a = Attempt::new(cache);
+    retry_once(async || {
+        let mut a = Attempt::begin(cache, record).await?;
         let mut d = a.dir(dir).await?;
         if a.lookup(dir, &name).await?.is_some() {
             return Err(Stop::Fail(EEXIST));
@@ -56,10 +58,11 @@ pub async fn link<C: Cache>(
         d.inode.size += 1;
         (d.inode.mtime, d.inode.ctime) = (now, now);
         a.put_inode(dir, &d.inode)?;
-        a.commit().await?;
-        Ok(source.ino)
+        a.commit(source.ino).await?;
+        Ok((source.ino, ()))
     })
     .await
+    .map(|(ino, ())| ino)
 }
 
 /// Whether someone who is not its owner may give it another name (Linux's protected_hardlinks): else

@@ -1,12 +1,13 @@
 //! What makes inodes: open(2) with O_CREAT, mkdir, mknod, symlink.
 
-use crate::attempt::{Attempt, Stop, retry};
+use crate::attempt::{Attempt, Stop, retry_once};
 use crate::permission::{EXEC, WRITE, in_group, may};
 use crate::walk::{Last, walk_parent};
 use crate::{dir, object, open};
 use clustix_ccache::cache::{Cache, Expect};
 use clustix_proto::errno::*;
 use clustix_proto::object::Attempts;
+use clustix_proto::once::Record;
 use clustix_proto::vfs::mode::*;
 use clustix_proto::vfs::{Backing, Credentials, Dentry, Inode, LINK_MAX, SYMLINK_DEPTH, name};
 use clustix_proto::{Answer, Errno};
@@ -23,6 +24,7 @@ struct New<'a> {
 /// open(2) with O_CREAT.
 pub async fn create<C: Cache>(
     cache: &C,
+    record: Option<&Record>,
     cred: &Credentials,
     start: u64,
     path: &[u8],
@@ -47,7 +49,7 @@ pub async fn create<C: Cache>(
         }
         let dir = parent.dir.ino;
         match dir::lookup(cache, dir, &name).await? {
-            None => match make(cache, cred, dir, &name, &new).await {
+            None => match make(cache, record, cred, dir, &name, &new).await {
                 // Another was faster: that one is opened.
                 Err(EEXIST) if !exclusive => {}
                 r => return r,
@@ -77,18 +79,20 @@ pub async fn create<C: Cache>(
 /// mkdir(2).
 pub async fn mkdir<C: Cache>(
     cache: &C,
+    record: Option<&Record>,
     cred: &Credentials,
     start: u64,
     path: &[u8],
     mode: u32,
 ) -> Answer<u64> {
     let new = New { mode: S_IFDIR | mode & 0o1777, rdev: 0, target: &[], openers: 0 };
-    make_at(cache, cred, start, path, &new).await
+    make_at(cache, record, cred, start, path, &new).await
 }
 
 /// mknod(2).
 pub async fn mknod<C: Cache>(
     cache: &C,
+    record: Option<&Record>,
     cred: &Credentials,
     start: u64,
     path: &[u8],
@@ -104,12 +108,13 @@ pub async fn mknod<C: Cache>(
     let device = matches!(kind, S_IFCHR | S_IFBLK);
     let rdev = if device { rdev } else { 0 };
     let new = New { mode: kind | mode & 0o7777, rdev, target: &[], openers: 0 };
-    make_at(cache, cred, start, path, &new).await
+    make_at(cache, record, cred, start, path, &new).await
 }
 
 /// symlink(2).
 pub async fn symlink<C: Cache>(
     cache: &C,
+    record: Option<&Record>,
     cred: &Credentials,
     target: &[u8],
     start: u64,
@@ -121,12 +126,20 @@ pub async fn symlink<C: Cache>(
     if target.len() >= clustix_proto::vfs::PATH_MAX {
         return Err(ENAMETOOLONG);
     }
-    make_at(cache, cred, start, path, &New { mode: S_IFLNK | 0o777, rdev: 0, target, openers: 0 })
-        .await
+    make_at(
+        cache,
+        record,
+        cred,
+        start,
+        path,
+        &New { mode: S_IFLNK | 0o777, rdev: 0, target, openers: 0 },
+    )
+    .await
 }
 
 async fn make_at<C: Cache>(
     cache: &C,
+    record: Option<&Record>,
     cred: &Credentials,
     start: u64,
     path: &[u8],
@@ -139,11 +152,12 @@ async fn make_at<C: Cache>(
         let found = dir::lookup(cache, parent.dir.ino, &name).await?;
         return Err(if found.is_some() { EEXIST } else { ENOENT });
     }
-    make(cache, cred, parent.dir.ino, &name, new).await
+    make(cache, record, cred, parent.dir.ino, &name, new).await
 }
 
 async fn make<C: Cache>(
     cache: &C,
+    record: Option<&Record>,
     cred: &Credentials,
     dir: u64,
     name: &[u8],
@@ -152,16 +166,17 @@ async fn make<C: Cache>(
     // Files stand by their directory, so that what is used together moves together; directories
     // are spread over this node's shards.
     let mut near = (new.mode & S_IFMT != S_IFDIR).then_some(dir);
-    retry(async || {
-        let mut a = Attempt::new(cache);
+    retry_once(async || {
+        let mut a = Attempt::begin(cache, record).await?;
         let ino = prepare(&mut a, cred, dir, name, new, near).await?;
-        match a.commit().await {
+        match a.commit(ino).await {
             // That shard may be full where others are not.
             Err(Stop::Fail(ENOSPC)) if near.take().is_some() => Err(Stop::Again),
-            r => r.map(|()| ino),
+            r => r.map(|()| (ino, ())),
         }
     })
     .await
+    .map(|(ino, ())| ino)
 }
 
 async fn prepare<C: Cache>(

@@ -4,15 +4,16 @@
 //! by one; that no other rename moves one of them meanwhile is kept by the superblock, which every
 //! such rename rewrites: of two that overlap, one is made again.
 
-use super::tidy;
 use super::unlink::check_delete;
-use crate::attempt::{Attempt, Stop, retry};
+use super::{Left, tidy};
+use crate::attempt::{Attempt, Stop, retry_once};
 use crate::edit::{Dir, Nameless};
 use crate::object;
 use crate::permission::{EXEC, WRITE, may};
 use crate::walk::{Last, walk_parent};
 use clustix_ccache::cache::Cache;
 use clustix_proto::errno::*;
+use clustix_proto::once::Record;
 use clustix_proto::vfs::{Credentials, Dentry, Inode, LINK_MAX, ROOT, Time, name};
 use clustix_proto::{Answer, Errno};
 
@@ -43,6 +44,7 @@ struct Found {
 /// rename(2); replies as [`clustix_proto::vfs::Request::Rename`] says.
 pub async fn rename<C: Cache>(
     cache: &C,
+    record: Option<&Record>,
     cred: &Credentials,
     (old_dir, old): (u64, &[u8]),
     (new_dir, new): (u64, &[u8]),
@@ -56,18 +58,17 @@ pub async fn rename<C: Cache>(
     };
     let from = Side { dir: from.dir.ino, name: old_name, slash: from.slash };
     let to = Side { dir: to.dir.ino, name: new_name, slash: to.slash };
-    let (small, nameless) = retry(async || {
-        let mut a = Attempt::new(cache);
+    let (reply, left) = retry_once(async || {
+        let mut a = Attempt::begin(cache, record).await?;
         match prepare(&mut a, cred, &from, &to, how).await {
-            Ok(done) => a.commit().await.map(|()| done),
+            Ok(left) => a.commit(left.1.reply()).await.map(|()| (left.1.reply(), left)),
             Err(e) => Err(a.refuse(e).await),
         }
     })
     .await?;
-    tidy(cache, &[small], nameless).await
+    tidy(cache, left).await;
+    Ok(reply)
 }
-
-type Done = (Option<(u64, u32)>, Nameless);
 
 async fn prepare<C: Cache>(
     a: &mut Attempt<'_, C>,
@@ -75,7 +76,7 @@ async fn prepare<C: Cache>(
     from: &Side<'_>,
     to: &Side<'_>,
     how: How,
-) -> Result<Done, Stop> {
+) -> Result<Left, Stop> {
     let mut old_dir = a.dir(from.dir).await?;
     let new_dir = a.dir(to.dir).await?;
     let moves = from.dir != to.dir;

@@ -1,19 +1,20 @@
 //! unlink(2) and rmdir(2).
 
-use super::tidy;
-use crate::attempt::{Attempt, Stop, retry};
-use crate::edit::Nameless;
+use super::{Left, tidy};
+use crate::attempt::{Attempt, Stop, retry_once};
 use crate::object;
 use crate::permission::{EXEC, WRITE, may, sticky};
 use crate::walk::{Last, walk_parent};
 use clustix_ccache::cache::Cache;
 use clustix_proto::errno::*;
+use clustix_proto::once::Record;
 use clustix_proto::vfs::{Credentials, Inode};
 use clustix_proto::{Answer, Errno};
 
 /// unlink(2), or rmdir(2); replies as [`clustix_proto::vfs::Request::Unlink`] says.
 pub async fn unlink<C: Cache>(
     cache: &C,
+    record: Option<&Record>,
     cred: &Credentials,
     start: u64,
     path: &[u8],
@@ -28,16 +29,17 @@ pub async fn unlink<C: Cache>(
         (_, false) => return Err(EISDIR),
     };
     let dir = parent.dir.ino;
-    let (small, nameless) = retry(async || {
-        let mut a = Attempt::new(cache);
+    let (reply, left) = retry_once(async || {
+        let mut a = Attempt::begin(cache, record).await?;
         match prepare(&mut a, cred, dir, &name, parent.slash, rmdir).await {
-            Ok(done) => a.commit().await.map(|()| done),
+            Ok(left) => a.commit(left.1.reply()).await.map(|()| (left.1.reply(), left)),
             Err(Stop::Fail(ENOENT)) => Err(Stop::Fail(ENOENT)),
             Err(e) => Err(a.refuse(e).await),
         }
     })
     .await?;
-    tidy(cache, &[small], nameless).await
+    tidy(cache, left).await;
+    Ok(reply)
 }
 
 async fn prepare<C: Cache>(
@@ -47,7 +49,7 @@ async fn prepare<C: Cache>(
     name: &[u8],
     slash: bool,
     rmdir: bool,
-) -> Result<(Option<(u64, u32)>, Nameless), Stop> {
+) -> Result<Left, Stop> {
     let mut d = a.dir(dir).await?;
     let dentry = a.lookup(dir, name).await?.ok_or(ENOENT)?;
     let inode = a.inode(dentry.ino).await?.ok_or(Stop::Again)?;
