@@ -48,6 +48,7 @@ pub fn new_tty(winsize: [u16; 4]) -> Tty {
         attached: true,
         client: (0, 0),
         owed: Vec::new(),
+        owed_from: 0,
     }
 }
 

@@ -9,7 +9,9 @@ use clustix_proto::errno::{self, Errno};
 use clustix_proto::object::{Attempts, Draft};
 use clustix_proto::once::{self, Record};
 use clustix_proto::process::{Pid, Target};
+use std::collections::BTreeMap;
 use std::future::Future;
+use std::sync::{Mutex, MutexGuard, PoisonError};
 
 const SIGHUP: Signal = 1;
 const SIGCONT: Signal = 18;
@@ -33,6 +35,8 @@ pub struct Server<C, S> {
     cache: C,
     signals: S,
     incarnation: u64,
+    /// Terminals whose signals are being sent, and whether there are more since.
+    sending: Mutex<BTreeMap<u32, bool>>,
 }
 
 /// What a step wants after it is committed.
@@ -58,7 +62,7 @@ fn to_group(pgid: Pid, signals: &[Signal]) -> Vec<(Target, Signal)> {
 impl<C: Cache, S: Signals> Server<C, S> {
     /// Over this cluster-cache; signals go to `signals`.
     pub fn new(cache: C, signals: S) -> Self {
-        Server { cache, signals, incarnation: 0 }
+        Server { cache, signals, incarnation: 0, sending: Mutex::default() }
     }
 
     /// The same in this incarnation of the node: a client's terminal knows where it attached from.
@@ -73,7 +77,13 @@ impl<C: Cache, S: Signals> Server<C, S> {
 
     /// Serves one request, whose answer is recorded with its effect.
     pub async fn handle_once(&self, record: &Record, request: Request) -> Response {
-        once::serve(&self.cache, record, self.serve(Some(record), request)).await
+        let tty = request.tty();
+        let answer = once::serve(&self.cache, record, self.serve(Some(record), request)).await;
+        // Whoever took the step may have died before it sent the signals.
+        if let Some(tty) = tty.filter(|_| record.is_in_doubt()) {
+            self.send_owed(tty).await;
+        }
+        answer
     }
 
     async fn serve(&self, record: Option<&Record>, request: Request) -> Response {
@@ -238,8 +248,6 @@ impl<C: Cache, S: Signals> Server<C, S> {
         loop {
             let mut d = Draft::once(&self.cache);
             if let Some(answer) = d.recall(record).await? {
-                // Whoever took the step may have died before it sent them.
-                self.send_owed(number).await;
                 return answer;
             }
             let old: Tty = d.load(tty(number)).await?.ok_or(errno::ENXIO)?;
@@ -265,19 +273,43 @@ impl<C: Cache, S: Signals> Server<C, S> {
     /// Sends the signals that a terminal owes, and takes them off it. One that was sent by a server which died
     /// before it could do the second is sent again.
     async fn send_owed(&self, number: u32) {
+        if self.sending().entry(number).and_modify(|more| *more = true).or_insert(false) == &true {
+            return;
+        }
+        loop {
+            self.send_now(number).await;
+            let mut sending = self.sending();
+            match sending.get_mut(&number) {
+                Some(more) if *more => *more = false,
+                _ => {
+                    sending.remove(&number);
+                    return;
+                }
+            }
+        }
+    }
+
+    fn sending(&self) -> MutexGuard<'_, BTreeMap<u32, bool>> {
+        self.sending.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    async fn send_now(&self, number: u32) {
         let mut attempts = Attempts::new();
-        let mut sent = 0;
+        // Number of the first that this call has not sent.
+        let mut next = 0;
         loop {
             let mut d = Draft::repeatable(&self.cache);
             let Ok(Some(mut t)) = d.load::<Tty>(tty(number)).await else { return };
             if t.owed.is_empty() {
                 return;
             }
-            // In their order; what has come since waits for its own step.
-            for (target, signal) in t.owed.iter().skip(sent) {
-                self.signals.kill(*target, *signal).await;
+            for ((target, signal), number) in t.owed.iter().zip(t.owed_from..) {
+                if number >= next {
+                    self.signals.kill(*target, *signal).await;
+                }
             }
-            sent = t.owed.len();
+            t.owed_from += t.owed.len() as u64;
+            next = t.owed_from;
             t.owed.clear();
             if d.store(tty(number), &t).is_err() || d.commit().await.is_ok_and(|done| done) {
                 return;

@@ -71,6 +71,8 @@ pub struct Tty {
     pub client: (u8, u64),
     /// Signals that steps have brought about, and that are still to be sent: to whom, which.
     pub owed: Vec<(Target, u8)>,
+    /// Signals ever taken off `owed`: the number of its first.
+    pub owed_from: u64,
 }
 
 impl Tty {
@@ -141,6 +143,29 @@ pub enum Request {
     ClientsLost { node: u8, incarnation: u64 },
     /// The terminal is no longer needed.
     Remove { tty: u32 },
+}
+
+impl Request {
+    /// The terminal that is there already, and that it concerns alone.
+    pub const fn tty(&self) -> Option<u32> {
+        match self {
+            Request::New { .. } | Request::ClientsLost { .. } => None,
+            Request::Input { tty, .. }
+            | Request::Output { tty, .. }
+            | Request::Read { tty, .. }
+            | Request::Taken { tty, .. }
+            | Request::Attach { tty, .. }
+            | Request::SetTermios { tty, .. }
+            | Request::Flush { tty, .. }
+            | Request::Flow { tty, .. }
+            | Request::SetWinsize { tty, .. }
+            | Request::SetForeground { tty, .. }
+            | Request::SetSession { tty, .. }
+            | Request::Release { tty, .. }
+            | Request::Hangup { tty }
+            | Request::Remove { tty } => Some(*tty),
+        }
+    }
 }
 
 impl Operation for Request {

@@ -119,6 +119,11 @@ impl Record {
         self.name
     }
 
+    /// Whether the effect may be another's: of a server that was killed before it had done all that follows.
+    pub fn is_in_doubt(&self) -> bool {
+        self.doubt.get()
+    }
+
     /// The node and incarnation whose client's record an object is.
     pub fn owner(name: Name) -> (u8, u64) {
         ((name.id() >> 88) as u8, (name.id() >> 40) as u64 & INCARNATIONS)
@@ -305,7 +310,7 @@ impl Lanes {
 
 /// How long a server that went away is waited for, ns, from the first error on: longer than a hung one has
 /// until it is killed, and init until it has restarted it a few times.
-const PATIENCE_NS: u64 = 30_000_000_000;
+const PATIENCE_NS: u64 = 15_000_000_000;
 /// Between two tries, ns.
 const PAUSE_NS: u64 = 5_000_000;
 
