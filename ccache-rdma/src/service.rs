@@ -23,6 +23,7 @@ use crate::view::{MAX_NODES, View};
 use clustix_pd::{Boot, Call, ChannelId, Region, Server, exec, metrics};
 use serde::{Deserialize, Serialize};
 use std::collections::{BTreeMap, HashMap, VecDeque};
+use std::io::Write;
 use std::sync::atomic::Ordering;
 use std::task::Poll;
 
@@ -264,7 +265,8 @@ pub fn main(mut boot: Boot) -> ! {
     let server = boot.server;
     let parts = Parts { slot, incarnation, config, arena, slab, network, server };
     let why = Service::new(parts, Rights::default()).run(|| false);
-    eprintln!("ccache: {why}");
+    // Without its log too.
+    let _ = writeln!(std::io::stderr(), "ccache: {why}");
     std::process::exit(EVICTED)
 }
 

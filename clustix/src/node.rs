@@ -295,7 +295,7 @@ fn domains_log() -> Result<OwnedFd> {
 /// Writes the log that comes on standard input to standard output, as long as somebody writes it.
 ///
 /// # Errors
-/// The file takes no more: then nobody is to wait for it, and what comes is read and dropped.
+/// The file did not take all of it.
 pub fn log() -> Result<ExitCode> {
     let (mut input, mut output) = (std::io::stdin().lock(), std::io::stdout().lock());
     let mut bytes = vec![0; 64 * 1024];
@@ -303,11 +303,11 @@ pub fn log() -> Result<ExitCode> {
     loop {
         match input.read(&mut bytes) {
             Ok(0) => break,
-            Ok(n) if failed.is_none() => {
+            Ok(n) => {
+                // What the disk does not take is dropped; what comes later it may take.
                 let written = output.write_all(&bytes[..n]).and_then(|()| output.flush());
-                failed = written.err();
+                failed = written.err().or(failed);
             }
-            Ok(_) => {}
             Err(e) if e.kind() == std::io::ErrorKind::Interrupted => {}
             Err(e) => return Err(e).context("the domains' log"),
         }

@@ -16,6 +16,7 @@ use clustix_proto::posix::Request;
 use clustix_proto::process::Pid;
 use clustix_proto::service;
 use clustix_proto::vfs::Credentials;
+use std::io::Write;
 use std::sync::Arc;
 
 /// The personality's protection domain; returns only when it cannot start.
@@ -23,7 +24,10 @@ pub fn main(boot: Boot) -> Result<(), BootError> {
     host::facts();
     // A worker's panic costs one process (thread.rs); a backtrace would need files, which the sandbox
     // does not have.
-    std::panic::set_hook(Box::new(|info| eprintln!("posix: a fault of the personality: {info}")));
+    std::panic::set_hook(Box::new(|info| {
+        // Without its log too.
+        let _ = writeln!(std::io::stderr(), "posix: a fault of the personality: {info}");
+    }));
     let services = Remote::new(&boot)?;
     boot.enter_sandbox(None)?;
     let node = Node::new(services);

@@ -52,7 +52,7 @@ async fn foreground<S: Services>(
     if call.services().process(&orphaned).await? == process::Reply::Pid(1) {
         return Err(EIO);
     }
-    let kill = process::Request::Kill { sender: 0, target: Target::Group(me.pgid), signal };
+    let kill = process::Request::Kill { sender: me.pid, target: Target::Group(me.pgid), signal };
     call.services().process(&kill).await?;
     Err(RESTART)
 }

@@ -148,9 +148,11 @@ impl Engine {
         // Every node holds about as many copies as its own shards have.
         let copies = self.view.wanted().max(1) as u64;
         // Files, their names too, leave an eighth to everything else: on a full node programs still
-        // start, say what is wrong through their pipes, and remove files.
+        // start, say what is wrong through their pipes, and remove files (which takes a record of the answer).
         let budget = match set.set.class {
-            crate::set::Class::Vfs => self.config.budget_bytes - self.config.budget_bytes / 8,
+            crate::set::Class::Vfs if set.set.id != crate::set::VFSANSWER => {
+                self.config.budget_bytes - self.config.budget_bytes / 8
+            }
             _ => self.config.budget_bytes,
         };
         if (self.primary.used_bytes + charge(set)) * copies > budget {

@@ -338,14 +338,15 @@ impl Host {
             let Some(life) = pd.life.as_mut().filter(|l| !l.hung) else { continue };
             let beats = clustix_pd::metrics::beats(&life.metrics);
             if let Some(silent) = life.health.look(now, due, beats) {
+                life.hung = true;
+                life.process.kill();
+                // After what others wait for: the log's disk may take its time.
                 tracing::warn!(
                     role = pd.role,
                     pid = life.process.pid,
                     "killed: it hangs, without a turn of its loop for {} ms",
                     silent / 1_000_000
                 );
-                life.hung = true;
-                life.process.kill();
             }
         }
     }
@@ -559,7 +560,7 @@ impl Host {
         let incarnation = life.incarnation;
         let exit = if life.hung { Exit::Hung } else { Exit::from_wait_status(status) };
         let now = now_ns();
-        tracing::warn!(role = pd.role, pid = life.process.pid, %exit, "died");
+        let pid = life.process.pid;
         pd.bury(exit, now);
         pd.deaths.retain(|&d| now - d <= DEATHS_WITHIN_NS);
         let role = pd.role.clone();
@@ -578,6 +579,7 @@ impl Host {
             OnDeath::Restart if often => self.lose(&role, exit),
             OnDeath::Restart => self.step(Event::Start { pd: PdId(n) }),
         }
+        tracing::warn!(role, pid, %exit, "died");
     }
 
     // -- The zygote and its stubs ------------------------------------------------------------

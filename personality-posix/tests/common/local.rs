@@ -36,8 +36,9 @@ pub struct Local<C: Base = Shared> {
 pub struct Signals<C>(Arc<clustix_process::Server<C>>);
 
 impl<C: Base> clustix_console::Signals for Signals<C> {
-    async fn kill(&self, target: process::Target, signal: u8) {
+    async fn kill(&self, target: process::Target, signal: u8) -> bool {
         let _ = self.0.handle(true, process::Request::Kill { sender: 0, target, signal }).await;
+        true
     }
 }
 

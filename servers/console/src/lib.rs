@@ -21,9 +21,11 @@ pub use server::{Server, Signals};
 
 use clustix_ccache::client::CacheClient;
 use clustix_ccache::set;
+use clustix_pd::channel::Task;
 use clustix_pd::exec::{self, Either};
 use clustix_pd::{Boot, BootError, Call, CallError, Client, rpc};
 use clustix_proto::console::Request;
+use clustix_proto::errno::{EAGAIN, EBUSY, EIO};
 use clustix_proto::once::{Asked, Record};
 use clustix_proto::process::{self, Target};
 use clustix_proto::{once, service};
@@ -36,7 +38,7 @@ const PATIENCE_NS: u64 = 2_000_000_000;
 const PAUSE_NS: u64 = 20_000_000;
 
 impl Signals for ProcessServer {
-    async fn kill(&self, target: Target, signal: u8) {
+    async fn kill(&self, target: Target, signal: u8) -> bool {
         let request = process::Request::Kill { sender: 0, target, signal };
         // Sent again if this server dies meanwhile: no number would tell that repeat.
         let request = Asked { once: None, request };
@@ -44,14 +46,20 @@ impl Signals for ProcessServer {
         loop {
             let call = rpc::<_, process::Response>(&self.0, &request);
             match exec::select(call, exec::sleep_until(until)).await {
-                Either::Left(Err(CallError::Gone | CallError::Busy)) => {
+                Either::Left(
+                    Err(CallError::Gone | CallError::Busy) | Ok(Err(EIO | EBUSY | EAGAIN)),
+                ) => {
+                    if exec::now_ns() >= until {
+                        break;
+                    }
                     exec::sleep_until(exec::now_ns() + PAUSE_NS).await;
                 }
-                Either::Left(_) => return,
-                Either::Right(()) => break,
+                Either::Left(Err(CallError::TooLarge) | Ok(_)) => return true,
+                Either::Left(Err(_)) | Either::Right(()) => break,
             }
         }
-        tracing::warn!("signal {signal} to {target:?} is lost: the process server does not answer");
+        tracing::warn!("signal {signal} to {target:?} waits: the process server does not answer");
+        false
     }
 }
 
@@ -69,6 +77,8 @@ pub fn main(boot: Boot) -> Result<(), BootError> {
         }
         None => server.handle(asked.request).await,
     };
-    service::run(&boot.server, handler, vec![Box::pin(once::tend(&cache, set::TTYANSWER))]);
+    let others: Vec<Task<'_>> =
+        vec![Box::pin(server.send_late()), Box::pin(once::tend(&cache, set::TTYANSWER))];
+    service::run(&boot.server, handler, others);
     Ok(())
 }

@@ -4,12 +4,13 @@ use crate::discipline::{self, Input, Signal};
 use clustix_ccache::cache::Cache;
 use clustix_ccache::name::Shard;
 use clustix_ccache::set::{self, Class};
+use clustix_pd::exec;
 use clustix_proto::console::{Reply, Request, Response, Tty, tty};
 use clustix_proto::errno::{self, Errno};
 use clustix_proto::object::{Attempts, Draft};
 use clustix_proto::once::{self, Record};
 use clustix_proto::process::{Pid, Target};
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::future::Future;
 use std::sync::{Mutex, MutexGuard, PoisonError};
 
@@ -19,6 +20,8 @@ const SIGWINCH: Signal = 28;
 
 /// Most pages of one listing.
 const PAGES: usize = 256;
+/// Between two tries to send what could not be sent, ns.
+const LATE_NS: u64 = 500_000_000;
 /// Most signals owed at a time.
 const OWED: usize = 64;
 /// Highest terminal number tried for a new one.
@@ -26,8 +29,8 @@ const NUMBERS: u32 = 16 * 1024;
 
 /// Where signals go: the process server.
 pub trait Signals {
-    /// Sends `signal` as the operator. Failing is not reported: who is not there needs no signal.
-    fn kill(&self, target: Target, signal: u8) -> impl Future<Output = ()>;
+    /// Sends `signal` as the operator. Whether that is done with: who is not there needs no signal.
+    fn kill(&self, target: Target, signal: u8) -> impl Future<Output = bool>;
 }
 
 /// One node's console server.
@@ -37,6 +40,8 @@ pub struct Server<C, S> {
     incarnation: u64,
     /// Terminals whose signals are being sent, and whether there are more since.
     sending: Mutex<BTreeMap<u32, bool>>,
+    /// Terminals that could not be rid of all their signals.
+    late: Mutex<BTreeSet<u32>>,
 }
 
 /// What a step wants after it is committed.
@@ -62,7 +67,8 @@ fn to_group(pgid: Pid, signals: &[Signal]) -> Vec<(Target, Signal)> {
 impl<C: Cache, S: Signals> Server<C, S> {
     /// Over this cluster-cache; signals go to `signals`.
     pub fn new(cache: C, signals: S) -> Self {
-        Server { cache, signals, incarnation: 0, sending: Mutex::default() }
+        let (sending, late) = Default::default();
+        Server { cache, signals, incarnation: 0, sending, late }
     }
 
     /// The same in this incarnation of the node: a client's terminal knows where it attached from.
@@ -256,7 +262,9 @@ impl<C: Cache, S: Signals> Server<C, S> {
             let owes = !signals.is_empty();
             new.owed.extend(signals);
             // More of them only say the same again.
-            new.owed.truncate(OWED);
+            let surplus = new.owed.len().saturating_sub(OWED);
+            new.owed.drain(..surplus);
+            new.owed_from += surplus as u64;
             if new != old {
                 d.store(tty(number), &new)?;
             }
@@ -277,7 +285,9 @@ impl<C: Cache, S: Signals> Server<C, S> {
             return;
         }
         loop {
-            self.send_now(number).await;
+            if !self.send_now(number).await {
+                self.late.lock().unwrap_or_else(PoisonError::into_inner).insert(number);
+            }
             let mut sending = self.sending();
             match sending.get_mut(&number) {
                 Some(more) if *more => *more = false,
@@ -293,29 +303,46 @@ impl<C: Cache, S: Signals> Server<C, S> {
         self.sending.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    async fn send_now(&self, number: u32) {
+    /// A task: sends what could not be sent before.
+    pub async fn send_late(&self) {
+        loop {
+            exec::sleep_until(exec::now_ns() + LATE_NS).await;
+            let late =
+                std::mem::take(&mut *self.late.lock().unwrap_or_else(PoisonError::into_inner));
+            for number in late {
+                self.send_owed(number).await;
+            }
+        }
+    }
+
+    /// Whether the terminal owes nothing any more.
+    async fn send_now(&self, number: u32) -> bool {
         let mut attempts = Attempts::new();
         // Number of the first that this call has not sent.
         let mut next = 0;
         loop {
             let mut d = Draft::repeatable(&self.cache);
-            let Ok(Some(mut t)) = d.load::<Tty>(tty(number)).await else { return };
-            if t.owed.is_empty() {
-                return;
-            }
+            let mut t = match d.load::<Tty>(tty(number)).await {
+                Ok(Some(t)) if !t.owed.is_empty() => t,
+                Ok(_) => return true,
+                Err(_) => return false,
+            };
+            let mut done = 0;
             for ((target, signal), number) in t.owed.iter().zip(t.owed_from..) {
-                if number >= next {
-                    self.signals.kill(*target, *signal).await;
+                if number >= next && !self.signals.kill(*target, *signal).await {
+                    break;
                 }
+                done += 1;
             }
-            t.owed_from += t.owed.len() as u64;
+            t.owed.drain(..done);
+            t.owed_from += done as u64;
             next = t.owed_from;
-            t.owed.clear();
-            if d.store(tty(number), &t).is_err() || d.commit().await.is_ok_and(|done| done) {
-                return;
+            let stored = d.store(tty(number), &t);
+            if stored.is_ok() && d.commit().await.is_ok_and(|done| done) {
+                return t.owed.is_empty();
             }
             if attempts.again().await.is_err() {
-                return;
+                return false;
             }
         }
     }

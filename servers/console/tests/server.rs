@@ -19,8 +19,9 @@ use std::sync::Arc;
 struct Sent(Rc<RefCell<Vec<(Target, u8)>>>);
 
 impl Signals for Sent {
-    async fn kill(&self, target: Target, signal: u8) {
+    async fn kill(&self, target: Target, signal: u8) -> bool {
         self.0.borrow_mut().push((target, signal));
+        true
     }
 }
 

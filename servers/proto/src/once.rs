@@ -220,17 +220,29 @@ where
     record.settle(cache, answer).await
 }
 
-/// Removes the records of clients whose node is none of `members` any more, of those whose primary is the
-/// serving node. How many.
-pub async fn forget<C: Cache>(cache: &C, set: u16, members: &[(u8, u64)]) -> Answer<u64> {
+/// Removes the records of clients whose node is no member any more, of those whose primary is the serving
+/// node. How many. `members` is asked again for each owner who is not in its last answer, after the record was
+/// seen: a node joins before it asks anything.
+pub async fn forget<C: Cache>(
+    cache: &C,
+    set: u16,
+    mut members: impl AsyncFnMut() -> Answer<Vec<(u8, u64)>>,
+) -> Answer<u64> {
+    let is_of = |members: &[(u8, u64)], owner: (u8, u64)| {
+        members.iter().any(|m| (m.0, m.1 & INCARNATIONS) == owner)
+    };
+    let mut now = members().await?;
     let (mut after, mut removed) = (None, 0);
     loop {
         let page = cache.list(set, after).await?;
         let Some((last, _)) = page.last() else { return Ok(removed) };
         after = Some(*last);
         for (name, version) in page {
-            let (node, incarnation) = Record::owner(name);
-            if members.iter().any(|m| (m.0, m.1 & INCARNATIONS) == (node, incarnation)) {
+            let owner = Record::owner(name);
+            if !is_of(&now, owner) {
+                now = members().await?;
+            }
+            if is_of(&now, owner) {
                 continue;
             }
             match cache.transact(Transaction::new().remove(name, version)).await {
@@ -241,6 +253,12 @@ pub async fn forget<C: Cache>(cache: &C, set: u16, members: &[(u8, u64)]) -> Ans
             }
         }
     }
+}
+
+/// The present members: EAGAIN while that is not settled.
+pub async fn members(cache: &CacheClient) -> Answer<Vec<(u8, u64)>> {
+    let status = cache.status().await?;
+    if status.lease && status.settled { Ok(status.members) } else { Err(EAGAIN) }
 }
 
 /// Between two looks at the cluster's members, ns.
@@ -254,7 +272,7 @@ pub async fn tend(cache: &CacheClient, set: u16) {
             && status.lease
             && status.settled
             && status.members != known
-            && forget(cache, set, &status.members).await.is_ok()
+            && forget(cache, set, async || members(cache).await).await.is_ok()
         {
             known = status.members;
         }
@@ -313,6 +331,9 @@ impl Lanes {
 const PATIENCE_NS: u64 = 15_000_000_000;
 /// Between two tries, ns.
 const PAUSE_NS: u64 = 5_000_000;
+/// Deaths of a server under one request, after which it is the request that is given up: else it would take the
+/// server so often that it is not started any more.
+const DEATHS: u32 = 4;
 
 /// Asks a server, again when it was busy, died, or could not settle the outcome. EIO: given up; then the
 /// effect may or may not be there.
@@ -337,9 +358,17 @@ async fn repeat<Q: Serialize, R: DeserializeOwned>(
     asked: &mut Asked<&Q>,
 ) -> Option<Answer<R>> {
     let mut until = None;
+    let mut deaths = 0;
     loop {
         let busy = match rpc::<_, Answer<R>>(server, asked).await {
-            Ok(Err(EUNSETTLED)) | Err(CallError::Gone | CallError::Malformed) => false,
+            Ok(Err(EUNSETTLED)) => false,
+            Err(CallError::Gone | CallError::Malformed) => {
+                deaths += 1;
+                if deaths >= DEATHS {
+                    return None;
+                }
+                false
+            }
             Ok(answer) => return Some(answer),
             Err(CallError::Busy) => true,
             Err(CallError::TooLarge) => return Some(Err(errno::E2BIG)),

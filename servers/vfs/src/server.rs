@@ -7,7 +7,7 @@ use clustix_ccache::cache::Cache;
 use clustix_ccache::client::CacheClient;
 use clustix_ccache::set;
 use clustix_pd::{Boot, BootError, Call, exec};
-use clustix_proto::errno::{EAGAIN, EINVAL};
+use clustix_proto::errno::EINVAL;
 use clustix_proto::once::{Asked, Record};
 use clustix_proto::vfs::{Reply, Request};
 use clustix_proto::{Answer, once, service};
@@ -54,7 +54,9 @@ async fn tend(cache: &CacheClient) {
         {
             let lost = known.as_ref().is_none_or(|k| k.iter().any(|m| !status.members.contains(m)));
             let tended = !lost
-                || once::forget(cache, set::VFSANSWER, &status.members).await.is_ok()
+                || once::forget(cache, set::VFSANSWER, async || once::members(cache).await)
+                    .await
+                    .is_ok()
                     && match open::orphans_beside(cache, async || live(cache).await).await {
                         Ok(0) => true,
                         Ok(n) => {
@@ -78,11 +80,8 @@ async fn tend(cache: &CacheClient) {
 
 /// The slots of the present members, as bits.
 async fn live(cache: &CacheClient) -> Answer<u16> {
-    let status = cache.status().await?;
-    if !status.lease || !status.settled {
-        return Err(EAGAIN);
-    }
-    Ok(status.members.iter().fold(0, |bits, m| bits | 1 << (m.0 & 15)))
+    let members = once::members(cache).await?;
+    Ok(members.iter().fold(0, |bits, m| bits | 1 << (m.0 & 15)))
 }
 
 /// Serves one request, whose answer is recorded with its effect.
