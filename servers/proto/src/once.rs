@@ -15,7 +15,7 @@ use crate::errno::{self, EAGAIN, EIO, EUNSETTLED};
 use crate::object::{Attempts, decode, encode};
 use clustix_ccache::cache::{Cache, CacheError, Transaction, Version};
 use clustix_ccache::client::CacheClient;
-use clustix_ccache::name::{Name, Shard};
+use clustix_ccache::name::{Name, SHARDS, Shard};
 use clustix_ccache::set::Class;
 use clustix_pd::{CallError, Client, exec, rpc};
 use serde::de::DeserializeOwned;
@@ -107,7 +107,8 @@ impl Record {
             | u128::from(client) << 32
             | u128::from(index);
         Record {
-            name: Name::new(set, Shard(shard), id),
+            // The client's word: whatever it says, there is such a shard.
+            name: Name::new(set, Shard(shard % SHARDS), id),
             number: once.number,
             doubt: Cell::new(once.again),
             written: Cell::new(false),
@@ -209,7 +210,7 @@ pub async fn serve<C, R>(
 ) -> Answer<R>
 where
     C: Cache,
-    R: Serialize + DeserializeOwned + Clone,
+    R: Serialize + DeserializeOwned,
 {
     // What a repeat names may have changed by the request's own effect.
     let answer = match record.recall(cache).await {
