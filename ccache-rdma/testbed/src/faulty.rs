@@ -150,3 +150,23 @@ impl Cache for Faulty {
         self.inner.list(set, after).await
     }
 }
+
+/// What the client of a server hears in the end that is killed by `fault` at its transaction `at`: from it, or
+/// from its successor, which is asked `again`. `None`: the server did not come to that transaction.
+#[expect(clippy::arc_with_non_send_sync, reason = "one thread; servers share their cache by Arc")]
+pub fn answer<R>(
+    cache: &Arc<LocalCache>,
+    (at, fault): (usize, Fault),
+    serve: impl Fn(&Arc<Faulty>, bool) -> Option<R>,
+) -> Option<R> {
+    let first = Arc::new(Faulty::new(cache, Some((at, fault))));
+    let answer = serve(&first, false).or_else(|| {
+        let next = Arc::new(first.successor());
+        let answer = serve(&next, true);
+        assert!(answer.is_some(), "nothing kills the successor");
+        // If it has not come in time it must not do anything any more.
+        next.comes_late();
+        answer
+    });
+    answer.filter(|_| first.hit.get())
+}

@@ -14,7 +14,7 @@ use clustix_proto::console::{Request, Response, Tty, tty};
 use clustix_proto::object::load;
 use clustix_proto::once::{Lane, Once, Operation, Record, Repeat};
 use clustix_proto::process::Target;
-use clustix_testbed::faulty::{Fault, Faulty};
+use clustix_testbed::faulty::{self, Fault, Faulty};
 use std::cell::RefCell;
 use std::rc::Rc;
 use std::sync::Arc;
@@ -97,16 +97,8 @@ fn a_killed_servers_step_is_taken_once_and_its_signals_are_sent() {
             for at in 0.. {
                 let (cache, sent) = (fresh(), Sent::default());
                 let case = format!("{request:?}: {fault:?} at transaction {at}");
-                let first = Arc::new(Faulty::new(&cache, Some((at, fault))));
-                let answer = serve(&first, &sent, once(9, false), &request).unwrap_or_else(|| {
-                    let next = Arc::new(first.successor());
-                    let answer = serve(&next, &sent, once(9, true), &request).unwrap();
-                    next.comes_late();
-                    answer
-                });
-                if !first.hit.get() {
-                    break;
-                }
+                let asked = |c: &_, again| serve(c, &sent, once(9, again), &request);
+                let Some(answer) = faulty::answer(&cache, (at, fault), asked) else { break };
                 faults += 1;
                 let mut signals = sent.0.take();
                 // The second transaction says that they are sent.

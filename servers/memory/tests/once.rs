@@ -13,7 +13,7 @@ use clustix_pd::exec;
 use clustix_proto::memory::{Area, Areas, Mapped, Request, Response, Source, Step, areas};
 use clustix_proto::object::load;
 use clustix_proto::once::{Lane, Once, Operation, Record, Repeat};
-use clustix_testbed::faulty::{Fault, Faulty};
+use clustix_testbed::faulty::{self, Fault, Faulty};
 use std::sync::Arc;
 
 const SPACE: u32 = 2048;
@@ -97,17 +97,8 @@ fn a_killed_servers_request_is_done_once_and_answered_in_full() {
             for at in 0.. {
                 let cache = fresh();
                 let case = format!("{what}: {fault:?} at transaction {at}");
-                let first = Arc::new(Faulty::new(&cache, Some((at, fault))));
-                let answer = serve(&first, once(9, false), &request).unwrap_or_else(|| {
-                    let next = Arc::new(first.successor());
-                    let answer = serve(&next, once(9, true), &request).unwrap();
-                    // If it has not come in time it must not do anything any more.
-                    next.comes_late();
-                    answer
-                });
-                if !first.hit.get() {
-                    break;
-                }
+                let asked = |c: &_, again| serve(c, once(9, again), &request);
+                let Some(answer) = faulty::answer(&cache, (at, fault), asked) else { break };
                 faults += 1;
                 assert_eq!((answer, space(&cache)), expected, "{case}");
             }

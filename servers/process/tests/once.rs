@@ -15,7 +15,7 @@ use clustix_proto::once::{Lane, Once, Operation, Record, Repeat};
 use clustix_proto::process::{
     Group, Pid, Process, Reply, Request, Response, SignalInfo, State, Target, name,
 };
-use clustix_testbed::faulty::{Fault, Faulty};
+use clustix_testbed::faulty::{self, Fault, Faulty};
 use std::sync::Arc;
 
 const SIGUSR1: u8 = 10;
@@ -146,16 +146,8 @@ fn a_killed_servers_request_has_its_effect_once() {
                 let request = pick([parent, child]);
                 assert_eq!(request.repeat(), Repeat::ByNumber);
                 let what = format!("{request:?}: {fault:?} at transaction {at}");
-                let first = Arc::new(Faulty::new(&cache, Some((at, fault))));
-                let answer = serve(&first, once(9, false), &request).unwrap_or_else(|| {
-                    let next = Arc::new(first.successor());
-                    let answer = serve(&next, once(9, true), &request).unwrap();
-                    next.comes_late();
-                    answer
-                });
-                if !first.hit.get() {
-                    break;
-                }
+                let asked = |c: &_, again| serve(c, once(9, again), &request);
+                let Some(answer) = faulty::answer(&cache, (at, fault), asked) else { break };
                 faults += 1;
                 assert_eq!((shape(&answer), all(&cache, [parent, child])), expected, "{what}");
                 if let (Request::Spawn { .. }, Ok(Reply::Pid(new))) = (&request, &answer) {

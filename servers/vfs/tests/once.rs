@@ -12,7 +12,7 @@ use clustix_proto::errno::*;
 use clustix_proto::once::{Lane, Once, Operation, Record, Repeat, forget};
 use clustix_proto::vfs::{Credentials, PAGE_SIZE, ROOT, Request, SetAttr, mode};
 use clustix_proto::{Answer, Errno};
-use clustix_testbed::faulty::{Fault, Faulty};
+use clustix_testbed::faulty::{self, Fault, Faulty};
 use common::{assert_sound, create, fresh, mkdir, rename, rmdir, unlink};
 use std::collections::BTreeMap;
 use std::sync::Arc;
@@ -205,21 +205,11 @@ fn a_killed_servers_operation_is_done_once_and_answered_as_if_nothing_had_happen
                 let cache = tree();
                 let request = request(&cache);
                 let case = format!("{what}: {fault:?} at transaction {at}");
-                let first = Faulty::new(&cache, Some((at, fault)));
-                let answer = match serve(&first, once(9, false), &request) {
-                    Some(answer) => answer,
-                    None => {
-                        let next = first.successor();
-                        let answer = serve(&next, once(9, true), &request).unwrap();
-                        // If it has not come in time it must not do anything any more.
-                        next.comes_late();
-                        answer
-                    }
-                };
-                if !first.hit.get() {
+                let asked = |c: &Arc<_>, again| serve(c, once(9, again), &request);
+                let Some(answer) = faulty::answer(&cache, (at, fault), asked) else {
                     assert!(at > 0 || expected.0.is_err() || *what == "create what is there");
                     break;
-                }
+                };
                 faults += 1;
                 if let Ok(ino) = answer
                     && ino != 0
