@@ -9,6 +9,9 @@
 //!
 //! A *lane* is what a record stands for: of its requests one is under way at a time, so that the newest
 //! answer is all that is kept. Numbers are compared for equality only, and start anew with each client.
+//!
+//! The record is RIFL's completion record (Lee et al., SOSP 2015, section 3), which is made durable with the
+//! effect; the lane is a slot of NFS 4.1's sessions (RFC 8881, section 2.10.6). Here slots are nodes'.
 
 mod lanes;
 mod record;
