@@ -70,15 +70,11 @@ pub fn main(boot: Boot) -> Result<(), BootError> {
     boot.enter_sandbox(None)?;
     let here = (boot.node, boot.incarnation);
     let server = Server::new(cache.clone(), process).incarnation(boot.incarnation);
-    let handler = async |_: &Call, asked: Asked<Request>| match asked.once {
-        Some(once) => {
-            let record = Record::new(set::TTYANSWER, here, once);
-            server.handle_once(&record, asked.request).await
-        }
-        None => server.handle(asked.request).await,
+    let handler = async |_: &Call, record: Option<&Record>, request: Request| {
+        server.handle_once(record, request).await
     };
     let others: Vec<Task<'_>> =
         vec![Box::pin(server.send_late()), Box::pin(once::tend(&cache, set::TTYANSWER))];
-    service::run(&boot.server, handler, others);
+    service::run_once(&boot.server, set::TTYANSWER, here, handler, others);
     Ok(())
 }

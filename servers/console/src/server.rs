@@ -82,11 +82,11 @@ impl<C: Cache, S: Signals> Server<C, S> {
     }
 
     /// Serves one request, whose answer is recorded with its effect.
-    pub async fn handle_once(&self, record: &Record, request: Request) -> Response {
+    pub async fn handle_once(&self, record: Option<&Record>, request: Request) -> Response {
         let tty = request.tty();
-        let answer = once::serve(&self.cache, record, self.serve(Some(record), request)).await;
+        let answer = once::serve(&self.cache, record, self.serve(record, request)).await;
         // Whoever took the step may have died before it sent the signals.
-        if let Some(tty) = tty.filter(|_| record.is_in_doubt()) {
+        if let Some(tty) = tty.filter(|_| record.is_some_and(Record::is_in_doubt)) {
             self.send_owed(tty).await;
         }
         answer

@@ -38,7 +38,7 @@ fn once(number: u64, again: bool) -> Once {
 fn serve(cache: &Arc<Faulty>, sent: &Sent, once: Once, request: &Request) -> Option<Response> {
     let record = Record::new(set::TTYANSWER, (0, 1), once);
     let server = Server::new(cache.clone(), sent.clone());
-    cache.run(server.handle_once(&record, request.clone()))
+    cache.run(server.handle_once(Some(&record), request.clone()))
 }
 
 /// A terminal, 0, of session 7, with a line to be read.

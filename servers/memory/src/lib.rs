@@ -15,11 +15,12 @@ pub mod space;
 use clustix_ccache::cache::Cache;
 use clustix_ccache::client::CacheClient;
 use clustix_ccache::set;
+use clustix_pd::channel::Task;
 use clustix_pd::{Boot, BootError, Call};
 use clustix_proto::errno::{self, Errno};
 use clustix_proto::memory::{Areas, Mapped, Request, Response, Step, areas};
 use clustix_proto::object::{Attempts, Draft};
-use clustix_proto::once::{Asked, Record};
+use clustix_proto::once::Record;
 use clustix_proto::{once, service};
 
 /// One node's memory server.
@@ -39,8 +40,8 @@ impl<C: Cache> Server<C> {
     }
 
     /// Serves one request, whose answer is recorded with its effect.
-    pub async fn handle_once(&self, record: &Record, request: Request) -> Response {
-        once::serve(&self.cache, record, self.serve(Some(record), request)).await
+    pub async fn handle_once(&self, record: Option<&Record>, request: Request) -> Response {
+        once::serve(&self.cache, record, self.serve(record, request)).await
     }
 
     async fn serve(&self, record: Option<&Record>, request: Request) -> Response {
@@ -149,13 +150,10 @@ pub fn main(boot: Boot) -> Result<(), BootError> {
     let here = (boot.node, boot.incarnation);
     let server = Server::new(cache.clone());
     boot.enter_sandbox(None)?;
-    let handler = async |_: &Call, asked: Asked<Request>| match asked.once {
-        Some(once) => {
-            let record = Record::new(set::MEMANSWER, here, once);
-            server.handle_once(&record, asked.request).await
-        }
-        None => server.handle(asked.request).await,
+    let handler = async |_: &Call, record: Option<&Record>, request: Request| {
+        server.handle_once(record, request).await
     };
-    service::run(&boot.server, handler, vec![Box::pin(once::tend(&cache, set::MEMANSWER))]);
+    let others: Vec<Task<'_>> = vec![Box::pin(once::tend(&cache, set::MEMANSWER))];
+    service::run_once(&boot.server, set::MEMANSWER, here, handler, others);
     Ok(())
 }

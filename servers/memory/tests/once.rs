@@ -27,7 +27,7 @@ fn once(number: u64, again: bool) -> Once {
 fn serve(cache: &Arc<Faulty>, once: Once, request: &Request) -> Option<Response> {
     let record = Record::new(set::MEMANSWER, (0, 1), once);
     let server = Server::new(cache.clone());
-    cache.run(server.handle_once(&record, request.clone()))
+    cache.run(server.handle_once(Some(&record), request.clone()))
 }
 
 fn plain(cache: &Arc<LocalCache>, request: Request) -> Response {

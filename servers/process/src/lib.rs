@@ -30,7 +30,7 @@ use clustix_ccache::client::CacheClient;
 use clustix_ccache::set;
 use clustix_pd::channel::Task;
 use clustix_pd::{Boot, BootError, Call};
-use clustix_proto::once::{Asked, Record};
+use clustix_proto::once::Record;
 use clustix_proto::process::Request;
 use clustix_proto::{once, service};
 
@@ -43,19 +43,13 @@ pub fn main(boot: Boot) -> Result<(), BootError> {
     boot.enter_sandbox(None)?;
     let here = (boot.node, boot.incarnation);
     let server = Server::new(cache.clone(), boot.incarnation);
-    let handler = async |call: &Call, asked: Asked<Request>| {
+    let handler = async |call: &Call, record: Option<&Record>, request: Request| {
         let role = boot.server.client_role(call.channel);
         let operator = role.is_some_and(|r| OPERATORS.contains(&r.as_str()));
-        match asked.once {
-            Some(once) => {
-                let record = Record::new(set::PROCANSWER, here, once);
-                server.handle_once(&record, operator, asked.request).await
-            }
-            None => server.handle(operator, asked.request).await,
-        }
+        server.handle_once(record, operator, request).await
     };
     let others: Vec<Task<'_>> =
         vec![Box::pin(server.follow()), Box::pin(once::tend(&cache, set::PROCANSWER))];
-    service::run(&boot.server, handler, others);
+    service::run_once(&boot.server, set::PROCANSWER, here, handler, others);
     Ok(())
 }

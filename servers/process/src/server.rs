@@ -43,8 +43,13 @@ impl<C: Cache> Server<C> {
     }
 
     /// Serves one request, whose answer is recorded with its effect.
-    pub async fn handle_once(&self, record: &Record, operator: bool, request: Request) -> Response {
-        once::serve(&self.cache, record, self.serve(Some(record), operator, request)).await
+    pub async fn handle_once(
+        &self,
+        record: Option<&Record>,
+        operator: bool,
+        request: Request,
+    ) -> Response {
+        once::serve(&self.cache, record, self.serve(record, operator, request)).await
     }
 
     async fn serve(&self, record: Option<&Record>, operator: bool, request: Request) -> Response {

@@ -29,7 +29,7 @@ fn once(number: u64, again: bool) -> Once {
 fn serve(cache: &Arc<Faulty>, once: Once, request: &Request) -> Option<Response> {
     let record = Record::new(set::PROCANSWER, (0, 1), once);
     let server = Server::new(cache.clone(), 1);
-    cache.run(server.handle_once(&record, true, request.clone()))
+    cache.run(server.handle_once(Some(&record), true, request.clone()))
 }
 
 fn plain(cache: &Arc<LocalCache>, request: Request) -> Response {

@@ -2,6 +2,7 @@
 
 use crate::Answer;
 use crate::errno::{self, Errno};
+use crate::once::{Asked, Record};
 use clustix_pd::channel::{Call, Server, Task, serve};
 use clustix_pd::exec;
 use serde::Serialize;
@@ -41,6 +42,26 @@ where
         }
     }));
     exec::run(tasks);
+}
+
+/// As [`run`], of a server whose clients repeat requests: the answers of `here`'s (node and incarnation) are
+/// recorded in `set`.
+pub fn run_once<Q, R, H>(
+    server: &Server,
+    set: u16,
+    here: (u8, u64),
+    handler: H,
+    others: Vec<Task<'_>>,
+) where
+    Q: DeserializeOwned,
+    R: Serialize,
+    H: AsyncFn(&Call, Option<&Record>, Q) -> Answer<R>,
+{
+    let handler = async |call: &Call, asked: Asked<Q>| {
+        let record = asked.once.map(|once| Record::new(set, here, once));
+        handler(call, record.as_ref(), asked.request).await
+    };
+    run(server, handler, others);
 }
 
 fn encode<R: Serialize>(answer: &Answer<R>) -> Vec<u8> {

@@ -6,9 +6,10 @@ use crate::{mkfs, open};
 use clustix_ccache::cache::Cache;
 use clustix_ccache::client::CacheClient;
 use clustix_ccache::set;
+use clustix_pd::channel::Task;
 use clustix_pd::{Boot, BootError, Call, exec};
 use clustix_proto::errno::EINVAL;
-use clustix_proto::once::{Asked, Record};
+use clustix_proto::once::Record;
 use clustix_proto::vfs::{Reply, Request};
 use clustix_proto::{Answer, once, service};
 
@@ -19,14 +20,11 @@ pub fn main(boot: Boot) -> Result<(), BootError> {
     crate::number::random();
     boot.enter_sandbox(None)?;
     let here = (boot.node, boot.incarnation);
-    let handler = async |_: &Call, asked: Asked<Request>| match asked.once {
-        Some(once) => {
-            let record = Record::new(set::VFSANSWER, here, once);
-            handle_once(&cache, &record, asked.request).await
-        }
-        None => handle(&cache, asked.request).await,
+    let handler = async |_: &Call, record: Option<&Record>, request: Request| {
+        handle_once(&cache, record, request).await
     };
-    service::run(&boot.server, handler, vec![Box::pin(tend(&cache))]);
+    let others: Vec<Task<'_>> = vec![Box::pin(tend(&cache))];
+    service::run_once(&boot.server, set::VFSANSWER, here, handler, others);
     Ok(())
 }
 
@@ -85,8 +83,8 @@ async fn live(cache: &CacheClient) -> Answer<u16> {
 }
 
 /// Serves one request, whose answer is recorded with its effect.
-pub async fn handle_once<C: Cache>(cache: &C, record: &Record, request: Request) -> Reply {
-    once::serve(cache, record, serve(cache, Some(record), request)).await
+pub async fn handle_once<C: Cache>(cache: &C, record: Option<&Record>, request: Request) -> Reply {
+    once::serve(cache, record, serve(cache, record, request)).await
 }
 
 /// Serves one request, which will not be repeated unless that is harmless. Errors are those of the man page

@@ -24,7 +24,7 @@ fn once(number: u64, again: bool) -> Once {
 /// What a server answers; `None`: it was killed before.
 fn serve(cache: &Faulty, once: Once, request: &Request) -> Option<Answer<u64>> {
     let record = Record::new(set::VFSANSWER, (0, 1), once);
-    cache.run(clustix_vfs::handle_once(cache, &record, request.clone()))
+    cache.run(clustix_vfs::handle_once(cache, Some(&record), request.clone()))
 }
 
 fn plain(cache: &LocalCache, request: Request) -> Answer<u64> {

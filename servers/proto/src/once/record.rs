@@ -145,16 +145,17 @@ impl Record {
 }
 
 /// Serves a request whose answer is recorded with its effect: what `handle` does, which looks at the record
-/// before each attempt, unless the request has been answered before.
+/// before each attempt, unless the request has been answered before. Without a record, what `handle` does.
 pub async fn serve<C, R>(
     cache: &C,
-    record: &Record,
+    record: Option<&Record>,
     handle: impl Future<Output = Answer<R>>,
 ) -> Answer<R>
 where
     C: Cache,
     R: Serialize + DeserializeOwned,
 {
+    let Some(record) = record else { return handle.await };
     // What a repeat names may have changed by the request's own effect.
     let answer = match record.recall(cache).await {
         Ok(Recall::Answered(answer)) => return answer,
