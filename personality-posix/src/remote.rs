@@ -35,10 +35,10 @@ impl Remote {
             console: boot.channel("console")?,
             stubs: KernelStubs(boot.kernel.clone()),
             incarnation: boot.incarnation,
-            vfs_lanes: Lanes::new(once::POSIX, Class::Vfs),
-            process_lanes: Lanes::new(once::POSIX, Class::Process),
-            memory_lanes: Lanes::new(once::POSIX, Class::Memory),
-            console_lanes: Lanes::new(once::POSIX, Class::Console),
+            vfs_lanes: Lanes::new(Class::Vfs),
+            process_lanes: Lanes::new(Class::Process),
+            memory_lanes: Lanes::new(Class::Memory),
+            console_lanes: Lanes::new(Class::Console),
         })
     }
 }

@@ -12,7 +12,7 @@ use clustix_console::{Server, Signals};
 use clustix_pd::exec;
 use clustix_proto::console::{Request, Response, Tty, tty};
 use clustix_proto::object::load;
-use clustix_proto::once::{Lane, Once, Operation, Record, Repeat};
+use clustix_proto::once::{Client, Lane, Once, Operation, Record, Repeat};
 use clustix_proto::process::Target;
 use clustix_testbed::faulty::{self, Fault, Faulty};
 use std::cell::RefCell;
@@ -31,12 +31,12 @@ impl Signals for Sent {
 }
 
 fn once(number: u64, again: bool) -> Once {
-    Once { lane: Lane { client: 0, index: 0, shard: 5 }, number, again }
+    Once { lane: Lane { index: 0, shard: 5 }, number, again }
 }
 
 /// What a server answers; `None`: it was killed before.
 fn serve(cache: &Arc<Faulty>, sent: &Sent, once: Once, request: &Request) -> Option<Response> {
-    let record = Record::new(set::TTYANSWER, (0, 1), once);
+    let record = Record::new(set::TTYANSWER, Client::new(0, 1, "posix").unwrap(), once);
     let server = Server::new(cache.clone(), sent.clone());
     cache.run(server.handle_once(Some(&record), request.clone()))
 }

@@ -12,7 +12,7 @@ use clustix_memory::Server;
 use clustix_pd::exec;
 use clustix_proto::memory::{Area, Areas, Mapped, Request, Response, Source, Step, areas};
 use clustix_proto::object::load;
-use clustix_proto::once::{Lane, Once, Operation, Record, Repeat};
+use clustix_proto::once::{Client, Lane, Once, Operation, Record, Repeat};
 use clustix_testbed::faulty::{self, Fault, Faulty};
 use std::sync::Arc;
 
@@ -20,12 +20,12 @@ const SPACE: u32 = 2048;
 const AT: u64 = 0x10_0000;
 
 fn once(number: u64, again: bool) -> Once {
-    Once { lane: Lane { client: 0, index: 0, shard: 5 }, number, again }
+    Once { lane: Lane { index: 0, shard: 5 }, number, again }
 }
 
 /// What a server answers; `None`: it was killed before.
 fn serve(cache: &Arc<Faulty>, once: Once, request: &Request) -> Option<Response> {
-    let record = Record::new(set::MEMANSWER, (0, 1), once);
+    let record = Record::new(set::MEMANSWER, Client::new(0, 1, "posix").unwrap(), once);
     let server = Server::new(cache.clone());
     cache.run(server.handle_once(Some(&record), request.clone()))
 }
@@ -134,7 +134,8 @@ fn the_longest_answer_fits_its_record() {
     });
     // mremap(2) of a read-only area over something: seven at most.
     let mapped = Mapped { addr: u64::MAX, steps: vec![step; 7] };
-    let record = Record::new(set::MEMANSWER, (0, 1), once(u64::MAX, false));
+    let record =
+        Record::new(set::MEMANSWER, Client::new(0, 1, "posix").unwrap(), once(u64::MAX, false));
     let len = record.encode(Ok(mapped)).unwrap().len();
     assert!(len <= set::descriptor(set::MEMANSWER).unwrap().capacity as usize, "{len}");
 }

@@ -11,7 +11,7 @@ use clustix_ccache::set;
 use clustix_pd::exec;
 use clustix_process::Server;
 use clustix_proto::object::load;
-use clustix_proto::once::{Lane, Once, Operation, Record, Repeat};
+use clustix_proto::once::{Client, Lane, Once, Operation, Record, Repeat};
 use clustix_proto::process::{
     Group, Pid, Process, Reply, Request, Response, SignalInfo, State, Target, name,
 };
@@ -22,12 +22,12 @@ const SIGUSR1: u8 = 10;
 const SIGTSTP: u8 = 20;
 
 fn once(number: u64, again: bool) -> Once {
-    Once { lane: Lane { client: 0, index: 0, shard: 5 }, number, again }
+    Once { lane: Lane { index: 0, shard: 5 }, number, again }
 }
 
 /// What a server answers; `None`: it was killed before.
 fn serve(cache: &Arc<Faulty>, once: Once, request: &Request) -> Option<Response> {
-    let record = Record::new(set::PROCANSWER, (0, 1), once);
+    let record = Record::new(set::PROCANSWER, Client::new(0, 1, "posix").unwrap(), once);
     let server = Server::new(cache.clone(), 1);
     cache.run(server.handle_once(Some(&record), true, request.clone()))
 }

@@ -16,8 +16,8 @@
 mod lanes;
 mod record;
 
-pub use lanes::{CONTROL, Lanes, POSIX, ask};
-pub use record::{Recall, Record, forget, members, serve, tend};
+pub use lanes::{Lanes, ask};
+pub use record::{Client, Recall, Record, forget, members, serve, tend};
 
 use serde::{Deserialize, Serialize};
 
@@ -39,8 +39,6 @@ pub trait Operation {
 /// One of a client's lanes. The shard is the client's choice, near itself; it is part of the name.
 #[derive(Clone, Copy, PartialEq, Eq, Debug, Serialize, Deserialize)]
 pub struct Lane {
-    /// Which of a node's clients: [`Lanes::new`].
-    pub client: u8,
     /// Among that client's.
     pub index: u32,
     /// Where its record stands.

@@ -2,7 +2,7 @@
 
 use crate::Answer;
 use crate::errno::{self, Errno};
-use crate::once::{Asked, Record};
+use crate::once::{Asked, Client, Record};
 use clustix_pd::channel::{Call, Server, Task, serve};
 use clustix_pd::exec;
 use serde::Serialize;
@@ -45,7 +45,7 @@ where
 }
 
 /// As [`run`], of a server whose clients repeat requests: the answers of `here`'s (node and incarnation) are
-/// recorded in `set`.
+/// recorded in `set`. EPERM for a number of a client that has none.
 pub fn run_once<Q, R, H>(
     server: &Server,
     set: u16,
@@ -58,7 +58,14 @@ pub fn run_once<Q, R, H>(
     H: AsyncFn(&Call, Option<&Record>, Q) -> Answer<R>,
 {
     let handler = async |call: &Call, asked: Asked<Q>| {
-        let record = asked.once.map(|once| Record::new(set, here, once));
+        let record = match asked.once {
+            None => None,
+            Some(once) => {
+                let role = server.client_role(call.channel).ok_or(errno::EPERM)?;
+                let client = Client::new(here.0, here.1, &role).ok_or(errno::EPERM)?;
+                Some(Record::new(set, client, once))
+            }
+        };
         handler(call, record.as_ref(), asked.request).await
     };
     run(server, handler, others);

@@ -9,7 +9,7 @@ use clustix_ccache::local::LocalCache;
 use clustix_ccache::set;
 use clustix_pd::exec;
 use clustix_proto::errno::*;
-use clustix_proto::once::{Lane, Once, Operation, Record, Repeat, forget};
+use clustix_proto::once::{Client, Lane, Once, Operation, Record, Repeat, forget};
 use clustix_proto::vfs::{Credentials, PAGE_SIZE, ROOT, Request, SetAttr, mode};
 use clustix_proto::{Answer, Errno};
 use clustix_testbed::faulty::{self, Fault, Faulty};
@@ -18,12 +18,12 @@ use std::collections::BTreeMap;
 use std::sync::Arc;
 
 fn once(number: u64, again: bool) -> Once {
-    Once { lane: Lane { client: 0, index: 3, shard: 7 }, number, again }
+    Once { lane: Lane { index: 3, shard: 7 }, number, again }
 }
 
 /// What a server answers; `None`: it was killed before.
 fn serve(cache: &Faulty, once: Once, request: &Request) -> Option<Answer<u64>> {
-    let record = Record::new(set::VFSANSWER, (0, 1), once);
+    let record = Record::new(set::VFSANSWER, Client::new(0, 1, "posix").unwrap(), once);
     cache.run(clustix_vfs::handle_once(cache, Some(&record), request.clone()))
 }
 

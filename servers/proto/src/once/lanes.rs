@@ -13,7 +13,6 @@ use std::sync::{Mutex, PoisonError};
 /// A client's lanes and numbers.
 #[derive(Debug)]
 pub struct Lanes {
-    client: u8,
     class: Class,
     state: Mutex<State>,
 }
@@ -25,17 +24,12 @@ struct State {
     number: u64,
 }
 
-/// [`Lanes::new`]: the personality.
-pub const POSIX: u8 = 0;
-/// [`Lanes::new`]: control.
-pub const CONTROL: u8 = 1;
-
 impl Lanes {
-    /// Those of one of the node's clients, for a server of `class`.
-    pub fn new(client: u8, class: Class) -> Lanes {
+    /// Those of this domain, for a server of `class`.
+    pub fn new(class: Class) -> Lanes {
         // Later than any number of the client before this one, which has used less than one per ns.
         let state = State { free: Vec::new(), lanes: 0, number: exec::now_ns() };
-        Lanes { client, class, state: Mutex::new(state) }
+        Lanes { class, state: Mutex::new(state) }
     }
 
     /// A new request's. As many lanes are made as requests are ever under way at once.
@@ -45,7 +39,7 @@ impl Lanes {
         let lane = state.free.pop().unwrap_or_else(|| {
             state.lanes += 1;
             let shard = cache.local_shard(self.class, None).0;
-            Lane { client: self.client, index: state.lanes - 1, shard }
+            Lane { index: state.lanes - 1, shard }
         });
         Once { lane, number: state.number, again: false }
     }

@@ -19,6 +19,27 @@ struct Recorded<R> {
     answer: Answer<R>,
 }
 
+/// Who asks, by the kernel's word: no client reaches the records of another.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub struct Client {
+    /// The node, which is the server's.
+    pub node: u8,
+    /// Its incarnation.
+    pub incarnation: u64,
+    role: u8,
+}
+
+impl Client {
+    /// Those roles whose requests are told by numbers.
+    const ROLES: [&str; 2] = ["posix", "control"];
+
+    /// A client of a node's servers; `None`: none of this role repeats anything by number.
+    pub fn new(node: u8, incarnation: u64, role: &str) -> Option<Client> {
+        let role = Self::ROLES.iter().position(|known| *known == role)? as u8;
+        Some(Client { node, incarnation, role })
+    }
+}
+
 /// Where the answer to one request is recorded: a server's half.
 #[derive(Debug)]
 pub struct Record {
@@ -42,12 +63,12 @@ pub enum Recall<R> {
 }
 
 impl Record {
-    /// The record of a request that came from a client of this node, in `set`.
-    pub fn new(set: u16, (node, incarnation): (u8, u64), once: Once) -> Record {
-        let Lane { client, index, shard } = once.lane;
-        let id = u128::from(node) << 88
-            | u128::from(incarnation & INCARNATIONS) << 40
-            | u128::from(client) << 32
+    /// The record of a request that came from `client`, in `set`.
+    pub fn new(set: u16, client: Client, once: Once) -> Record {
+        let Lane { index, shard } = once.lane;
+        let id = u128::from(client.node) << 88
+            | u128::from(client.incarnation & INCARNATIONS) << 40
+            | u128::from(client.role) << 32
             | u128::from(index);
         Record {
             // The client's word: whatever it says, there is such a shard.
@@ -222,5 +243,33 @@ pub async fn tend(cache: &CacheClient, set: u16) {
             known = status.members;
         }
         exec::sleep_until(exec::now_ns() + LOOK_NS).await;
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn each_client_has_records_of_its_own() {
+        let name = |node, incarnation, role, lane| {
+            let client = Client::new(node, incarnation, role).unwrap();
+            Record::new(6, client, Once { lane, number: 1, again: false }).name()
+        };
+        let lane = |index, shard| Lane { index, shard };
+        let all = [
+            name(0, 1, "posix", lane(0, 3)),
+            name(0, 1, "control", lane(0, 3)),
+            name(1, 1, "posix", lane(0, 3)),
+            name(0, 2, "posix", lane(0, 3)),
+            name(0, 1, "posix", lane(1, 3)),
+            name(0, 1, "posix", lane(0, 4)),
+        ];
+        for (i, one) in all.iter().enumerate() {
+            assert!(all[..i].iter().all(|other| other != one), "{i}");
+        }
+        assert_eq!(Record::owner(all[3]), (0, 2));
+        assert_eq!(name(15, INCARNATIONS, "control", lane(u32::MAX, u16::MAX)).set(), 6);
+        assert_eq!(Client::new(0, 1, "console"), None);
     }
 }
