@@ -264,8 +264,9 @@ pub fn main(mut boot: Boot) -> ! {
     }
     let server = boot.server;
     let parts = Parts { slot, incarnation, config, arena, slab, network, server };
-    let why = Service::new(parts, Rights::default()).run(|| false);
-    // Without its log too.
+    let mut service = Service::new(parts, Rights::default());
+    let why = service.run(|| false);
+    // Before the arenas are given up, which on a busy machine takes seconds per gigabyte; without its log too.
     let _ = writeln!(std::io::stderr(), "ccache: {why}");
     std::process::exit(EVICTED)
 }
@@ -352,7 +353,7 @@ impl Service {
     }
 
     /// Serves until this node is evicted (the answer says so) or `stop` says true.
-    pub fn run(mut self, stop: impl Fn() -> bool) -> String {
+    pub fn run(&mut self, stop: impl Fn() -> bool) -> String {
         self.parts.server.follow_callers();
         loop {
             metrics::beat();

@@ -6,7 +6,7 @@ use crate::node::{Config, Ended, run};
 use clustix_ccache::cache::CacheError;
 use clustix_ccache::client::CacheClient;
 use clustix_ccache::view::View;
-use clustix_pd::{Boot, Region, exec, sandbox};
+use clustix_pd::{Boot, Region, exec, metrics, sandbox};
 use std::os::fd::OwnedFd;
 use tokio::sync::mpsc;
 
@@ -63,8 +63,11 @@ pub fn main(mut boot: Boot) -> ! {
     });
     if let Ended::Evicted { .. } = ended {
         eprintln!("member: {ended}");
-        // ccache has been told and ends the node, this process with it.
-        std::thread::sleep(std::time::Duration::from_secs(10));
+        // ccache has been told and ends the node, this process with it, as soon as it has given up its memory.
+        for _ in 0..60 {
+            metrics::beat();
+            std::thread::sleep(std::time::Duration::from_millis(500));
+        }
     }
     fail(&ended)
 }

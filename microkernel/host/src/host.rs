@@ -558,7 +558,11 @@ impl Host {
         let Some(life) = &pd.life else { return };
         let Some(status) = life.process.reap(false) else { return };
         let incarnation = life.incarnation;
-        let exit = if life.hung { Exit::Hung } else { Exit::from_wait_status(status) };
+        // One that ended by itself was only long in giving up its memory.
+        let exit = match Exit::from_wait_status(status) {
+            Exit::Signal(_) if life.hung => Exit::Hung,
+            exit => exit,
+        };
         let now = now_ns();
         let pid = life.process.pid;
         pd.bury(exit, now);
