@@ -136,6 +136,8 @@ sets! {
     25 BROADCAST Process 4096 Replicated 16 waitable;
     /// Answers of the process server, as [`VFSANSWER`].
     26 PROCANSWER Process 64 Replicated 4096;
+    /// Jobs: programs started from outside; number = job number.
+    27 JOB Process 65536 Replicated 4096 waitable;
 
     /// Address spaces: the ordered areas; number = address-space number (the PID of its maker).
     32 AREAS Memory 65536 Replicated 4096;

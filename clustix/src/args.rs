@@ -79,7 +79,8 @@ pub enum Command {
         long_about = "Runs a program in the cluster, connected to this terminal or pipe as a local \
         command is: stdin, stdout, stderr, Ctrl-C, exit status (128+N if signal N ended it; 137 and \
         \"lost with node K\" if its node died).\n\nIf this command is killed or its terminal \
-        closes, the program gets SIGHUP.\n\n\
+        closes, the program gets SIGHUP. If the node's own part of the connection is lost, the command goes \
+        on with another node's, and no byte is lost or doubled.\n\n\
         The program is a file of the cluster (see `clustix import`), looked up in PATH \
         (/bin:/usr/bin:/sbin:/usr/sbin) unless it has a slash.\n\n\
         Examples:\n  \
@@ -88,9 +89,20 @@ pub enum Command {
           seq 5 | clustix run -- sort -r > sorted\n  \
           clustix run -it -- sh              an interactive shell on a terminal\n  \
           clustix run --detach -- sleep 100  prints the PID and returns\n  \
+          clustix run --restart -- make      again on another node when its node is lost\n  \
           clustix run --env LANG=C --cwd /tmp --user 1000:1000 -- id"
     )]
     Run(Run),
+    /// Attend to a program that runs, in place of who did
+    #[command(
+        long_about = "Connects this terminal, or this command's input and output, to a program that \
+        `clustix run` started: one that runs detached, or one whose command is elsewhere, which ends \
+        then. It begins with what the program's terminal, or pipes, have kept.\n\n\
+        On a terminal Ctrl-] detaches again, and the program goes on. If this command is killed, a \
+        program that was started with --detach goes on; any other gets SIGHUP.\n\n\
+        Examples:\n  clustix run -t --detach -- sh   prints the PID\n  clustix attach 1025"
+    )]
+    Attach(Attach),
     /// List the programs that run in the cluster
     Ps(Listing),
     /// Send a signal to a program (default TERM)
@@ -123,6 +135,13 @@ pub enum Command {
         clustix objects --set page --limit 20 --json"
     )]
     Objects(Objects),
+    /// Check every invariant of the file tree
+    #[command(
+        long_about = "Checks every invariant of the file tree: each name leads to a file, each file has as \
+        many names as it says, nothing is left that nothing refers to. It presumes that nothing changes \
+        meanwhile. Exit status 1, and a line for each, if something is wrong."
+    )]
+    Fsck,
     /// List the protection domains of every node
     Pds(Listing),
     /// Kill a node's whole process tree with SIGKILL, or the witness
@@ -229,7 +248,7 @@ pub struct Listing {
 /// `clustix run`.
 #[derive(Args, Debug)]
 pub struct Run {
-    /// Node to run on (default: any live one)
+    /// Node to run on (default: the one with the fewest programs)
     #[arg(long, value_name = "K")]
     pub node: Option<u8>,
     /// Keep standard input open even without a terminal (it always is; accepted for habit's sake)
@@ -238,9 +257,14 @@ pub struct Run {
     /// Give the program a terminal
     #[arg(short = 't')]
     pub tty: bool,
-    /// Print the program's PID and return; its descriptors 0, 1 and 2 are /dev/null
-    #[arg(long, conflicts_with_all = ["tty", "interactive"])]
+    /// Print the program's PID and return; its descriptors 0, 1 and 2 are /dev/null, with -t a terminal
+    /// (`clustix attach`)
+    #[arg(long, conflicts_with = "interactive")]
     pub detach: bool,
+    /// Start the program again, from its beginning and on another node, when it is lost with its node: at most N
+    /// times, or as often as need be
+    #[arg(long, value_name = "N", num_args = 0..=1, require_equals = true, default_missing_value = "4294967295")]
+    pub restart: Option<u32>,
     /// Set a variable (NAME=VALUE), or pass this shell's on (NAME); may be repeated
     #[arg(long, value_name = "NAME[=VALUE]")]
     pub env: Vec<String>,
@@ -253,6 +277,13 @@ pub struct Run {
     /// Program and its arguments
     #[arg(last = true, required = true, value_name = "CMD")]
     pub command: Vec<std::ffi::OsString>,
+}
+
+/// `clustix attach`.
+#[derive(Args, Debug)]
+pub struct Attach {
+    /// The program's PID, or one of its children's
+    pub pid: u32,
 }
 
 /// `clustix kill`.
@@ -565,7 +596,10 @@ mod tests {
             &["clustix", "up", "--nodes", "3", "--memory", "1M"],
             &["clustix", "up", "--nodes", "3", "--memory", "3 apples"],
             &["clustix", "run"],
-            &["clustix", "run", "--detach", "-t", "--", "sh"],
+            &["clustix", "run", "--detach", "-i", "--", "sh"],
+            &["clustix", "run", "--restart", "x", "--", "sh"],
+            &["clustix", "attach"],
+            &["clustix", "attach", "x"],
             &["clustix", "run", "--user", "root", "--", "sh"],
             &["clustix", "kill-node"],
             &["clustix", "nodes", "--xml"],
@@ -589,6 +623,16 @@ mod tests {
         let Command::Run(run) = cli.unwrap().command else { panic!() };
         assert!(run.tty && run.interactive);
         assert_eq!(run.command, ["sh", "-c", "--help"]);
+    }
+
+    #[test]
+    fn restart_takes_a_number_or_none() {
+        let restart = |flag: &str| match Cli::try_parse_from(["clustix", "run", flag, "--", "x"]) {
+            Ok(Cli { command: Command::Run(run), .. }) => run.restart,
+            other => panic!("{other:?}"),
+        };
+        assert_eq!((restart("--restart"), restart("--restart=3")), (Some(u32::MAX), Some(3)));
+        assert_eq!(restart("-t"), None);
     }
 
     #[test]

@@ -6,22 +6,24 @@
 //!
 //! | request | client then sends | server then sends |
 //! | --- | --- | --- |
-//! | `Run` | [`Input`] | `Started`, `Output`, `Credit`, `Exited` |
+//! | `Run`, `Attach` | [`Input`] | `Started`, `Output`, `Accepted`, `Again`, `Exited` |
 //! | `Import` | [`Upload`] | `Imported` |
 //! | `Export` | – | `Entry`, `Data` |
 //! | `Dump`, `Objects` | – | `Objects` |
 //! | `Restore` | [`Restored`] | – |
+//! | `Fsck` | [`Listed`] | `Problems` |
 //!
 //! Only a process of the owner's user may connect (SO_PEERCRED). Bytes from the other side are
 //! hostile until parsed: a frame that is too long or malformed ends the connection.
 
 use clustix_ccache::name::Name;
+use clustix_proto::job::Command;
 use serde::de::DeserializeOwned;
 use serde::{Deserialize, Serialize};
 use std::io::{self, Read, Write};
 
 /// Version of the protocol; both sides must have the same.
-pub const VERSION: u32 = 3;
+pub const VERSION: u32 = 4;
 /// Longest frame, bytes.
 pub const MAX_FRAME: usize = 1 << 20;
 /// Most bytes of a program's input, output or a file in one frame.
@@ -131,8 +133,10 @@ pub enum Request {
     Pds,
     /// [`Reply::Metrics`], of this node.
     Metrics,
-    /// Starts a program on this node.
+    /// Starts a program on this node, unless the job is there; attends to it, unless it is kept.
     Run(Run),
+    /// Attends to a job that is there.
+    Attach(Attach),
     /// Brings a tree in: [`Upload`] frames follow.
     Import {
         /// Absolute path of the copy.
@@ -156,6 +160,8 @@ pub enum Request {
     Dump,
     /// Puts objects in: [`Restored`] frames follow.
     Restore,
+    /// Checks the file system: [`Listed`] frames follow.
+    Fsck,
     /// Makes a node the primary of shards, and answers once it is.
     Rehome {
         /// The node's slot.
@@ -170,18 +176,65 @@ pub enum Request {
 /// A program to start.
 #[derive(Clone, PartialEq, Debug, Serialize, Deserialize)]
 pub struct Run {
-    /// Program and arguments.
-    pub argv: Vec<Vec<u8>>,
-    /// `NAME=VALUE`.
-    pub env: Vec<Vec<u8>>,
-    /// Working directory.
-    pub cwd: Vec<u8>,
-    /// User.
-    pub uid: u32,
-    /// Group.
-    pub gid: u32,
+    /// The job's number, below [`clustix_proto::job::NUMBERS`], which the client makes up: asked again, also
+    /// of another node, it is the same job.
+    pub job: u64,
+    /// Of the client's tries which this is, from 1 on: a later one's node attends in place of an earlier one's.
+    pub turn: u64,
+    /// What is started.
+    pub command: Command,
     /// What its descriptors 0, 1 and 2 are.
     pub stdio: Stdio,
+    /// It goes on when nobody attends to it, and nobody does at first.
+    pub kept: bool,
+    /// How often it is started again when it is lost with its node.
+    pub restarts: u32,
+}
+
+/// Whose program is attended to.
+#[derive(Clone, Copy, PartialEq, Eq, Debug, Serialize, Deserialize)]
+pub enum Whom {
+    /// This job's.
+    Job(u64),
+    /// The job that this process belongs to.
+    Process(u32),
+}
+
+/// Attends to a job.
+#[derive(Clone, PartialEq, Eq, Debug, Serialize, Deserialize)]
+pub struct Attach {
+    /// Which.
+    pub whom: Whom,
+    /// Whether the client has a terminal to show the program's: without it such a job is refused.
+    pub tty: bool,
+    /// What a client knows that attended before.
+    pub known: Option<Known>,
+}
+
+/// How far a client that attends to a job has got.
+#[derive(Clone, Copy, PartialEq, Eq, Debug, Serialize, Deserialize)]
+pub struct Known {
+    /// The turn that it wants: higher than any it asked for. Another's is higher if that came meanwhile.
+    pub turn: u64,
+    /// Bytes of input that were accepted.
+    pub accepted: u64,
+    /// Bytes received of the two outputs.
+    pub received: [u64; 2],
+}
+
+/// A job that is attended to, or was started to be kept.
+#[derive(Clone, PartialEq, Eq, Debug, Serialize, Deserialize)]
+pub struct Started {
+    /// The job.
+    pub job: u64,
+    /// Who attends: [`Known::turn`].
+    pub turn: u64,
+    /// Its program's PID.
+    pub pid: u32,
+    /// Whether it has a terminal.
+    pub terminal: bool,
+    /// Bytes of input accepted in all; `None`: no more are.
+    pub input: Option<u64>,
 }
 
 /// What a program's descriptors are.
@@ -191,7 +244,7 @@ pub enum Stdio {
     Pipes,
     /// A terminal of this size (rows, columns, x and y pixels), shown by the client.
     Terminal([u16; 4]),
-    /// /dev/null: the connection ends once it has started.
+    /// /dev/null.
     Null,
 }
 
@@ -207,16 +260,18 @@ pub enum Stream {
 /// From the client of a running program.
 #[derive(Clone, PartialEq, Debug, Serialize, Deserialize)]
 pub enum Input {
-    /// Bytes for its standard input, within the credit given; empty: end of file.
+    /// The next bytes for its standard input, at most [`CREDIT`] that are not accepted yet; empty: end of file.
     Stdin(Vec<u8>),
     /// A signal for its process group.
     Signal(u8),
     /// The terminal's new size.
     Winsize([u16; 4]),
-    /// So many bytes of output were taken.
-    Taken(Stream, u32),
+    /// All bytes of output below this position were taken.
+    Taken(Stream, u64),
     /// Nobody reads this output any more: the program gets SIGPIPE, or EPIPE, when it writes there.
     Closed(Stream),
+    /// The client goes; the job is kept from now on: [`Reply::Done`] says that it is.
+    Detach,
 }
 
 /// From the client of an import: entries in pre-order, each regular file followed by its data.
@@ -275,6 +330,15 @@ pub enum Restored {
     End,
 }
 
+/// From the client of a check.
+#[derive(Clone, PartialEq, Debug, Serialize, Deserialize)]
+pub enum Listed {
+    /// Objects of the file system, all of which all nodes together list.
+    Names(Vec<Name>),
+    /// That was all.
+    End,
+}
+
 /// What a node answers.
 #[derive(Clone, PartialEq, Debug, Serialize, Deserialize)]
 pub enum Reply {
@@ -293,14 +357,25 @@ pub enum Reply {
     /// See [`Request::Metrics`].
     Metrics(Vec<Metric>),
     /// The program runs.
-    Started {
-        /// Its PID.
-        pid: u32,
+    Started(Started),
+    /// The program wrote.
+    Output {
+        /// Where.
+        stream: Stream,
+        /// Bytes that it wrote there before.
+        at: u64,
+        /// What.
+        bytes: Vec<u8>,
     },
-    /// The program wrote; empty: it closed this stream.
-    Output(Stream, Vec<u8>),
-    /// So many more bytes of standard input may be sent.
-    Credit(u32),
+    /// All bytes of standard input below this position were accepted.
+    Accepted(u64),
+    /// The program was lost and is started again.
+    Again {
+        /// The PID that it has now.
+        pid: u32,
+        /// Why it was lost.
+        why: String,
+    },
     /// The program ended, after all its output.
     Exited {
         /// As wait(2) gives it.
@@ -319,6 +394,8 @@ pub enum Reply {
     Entry(Entry),
     /// The next bytes of the regular file last named.
     Data(Vec<u8>),
+    /// What is wrong with the file system, a line each.
+    Problems(Vec<String>),
 }
 
 /// Why a request failed.

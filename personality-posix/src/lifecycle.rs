@@ -10,8 +10,10 @@ use crate::state::{ProcessContext, ProcessState};
 use crate::thread::{Start, start};
 use crate::window::Request;
 use clustix_pd::exec;
+use clustix_process::pipe::{self, End};
 use clustix_proto::Errno;
 use clustix_proto::errno::*;
+use clustix_proto::job;
 use clustix_proto::memory;
 use clustix_proto::posix::Stdio;
 use clustix_proto::process::{self, Pid, Reply, name};
@@ -29,6 +31,8 @@ pub struct Spawn {
     pub credentials: Credentials,
     /// Descriptors 0, 1 and 2.
     pub stdio: Stdio,
+    /// Of which job.
+    pub start: Option<job::Start>,
 }
 
 /// Starts a program; its PID. Whether the program can be run is found out by its own worker.
@@ -37,7 +41,7 @@ pub async fn spawn<S: Services>(node: &Arc<Node<S>>, spawn: Spawn) -> Result<Pid
         return Err(EAGAIN);
     }
     let services = &node.services;
-    let Spawn { mut command, cwd, credentials, stdio } = spawn;
+    let Spawn { mut command, cwd, credentials, stdio, start: of } = spawn;
     let cache = services.cache();
     let dir = match cwd.as_slice() {
         b"" => ROOT,
@@ -62,6 +66,7 @@ pub async fn spawn<S: Services>(node: &Arc<Node<S>>, spawn: Spawn) -> Result<Pid
         groups: credentials.groups.clone(),
         command: shown,
         tty,
+        start: of,
     };
     let Reply::Pid(pid) = services.process(&request).await? else { return Err(EIO) };
     let made = async {
@@ -77,9 +82,12 @@ pub async fn spawn<S: Services>(node: &Arc<Node<S>>, spawn: Spawn) -> Result<Pid
         start(node, process, Start::Program(command))
     };
     if let Err(e) = made.await {
-        // What the descriptors lead to stays the caller's.
-        let _ = fd::discard(cache, name::fdtable(pid)).await;
-        unmake(node, pid, process::status::exited(126), Some(e.to_string()), (0, 0)).await;
+        // One that is to run again after a loss is tried again.
+        let status = match of {
+            Some(start) if start.starts > 0 => process::status::LOST,
+            _ => process::status::exited(126),
+        };
+        unmake(node, pid, status, Some(e.to_string()), (0, 0)).await;
         return Err(e);
     }
     Ok(pid)
@@ -133,6 +141,7 @@ async fn standard_streams<S: Services>(
     let cache = node.services.cache();
     let mut table = FdTable::default();
     let pipe = |pipe, read| Kind::Pipe { pipe, read, write: !read, ino: 0 };
+    let incarnation = node.services.incarnation();
     let plan = match stdio {
         Stdio::Pipes([i, o, e]) => vec![
             (pipe(*i, true), flags::O_RDONLY, vec![0]),
@@ -147,16 +156,34 @@ async fn standard_streams<S: Services>(
         }
     };
     for (kind, access, fds) in plan {
-        // A pipe's end was opened when the caller made the pipe; from here on it is the program's.
-        let file = node.files.create(cache, kind, access).await?;
-        for (i, fd) in fds.iter().enumerate() {
-            if i > 0 {
-                node.files.update(cache, file, |f| f.refs += 1).await?;
+        if let Kind::Pipe { pipe, read, .. } = kind {
+            let end = if read { End::Read } else { End::Write };
+            pipe::open(cache, pipe, end, incarnation).await?;
+        }
+        let file = match node.files.create(cache, kind, access).await {
+            Ok(file) => file,
+            Err(e) => {
+                let _ = open::close_kind(node, kind).await;
+                return Err(e);
             }
-            table.set(*fd, Entry { file, cloexec: false });
+        };
+        let refs = fds.len() as u32;
+        for fd in fds {
+            table.set(fd, Entry { file, cloexec: false });
+        }
+        let put = async {
+            node.files.update(cache, file, |f| f.refs = refs).await?;
+            fd::set_table(cache, pid, &table).await
+        };
+        // From here on the table holds it, and the table's end closes it.
+        if let Err(e) = put.await {
+            for _ in 0..refs {
+                let _ = open::drop_reference(node, file).await;
+            }
+            return Err(e);
         }
     }
-    fd::set_table(cache, pid, &table).await
+    Ok(())
 }
 
 /// What exec does to a process beyond its memory: close-on-exec descriptors.

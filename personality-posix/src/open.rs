@@ -72,7 +72,7 @@ impl<S: Services> Call<'_, S> {
 }
 
 /// Closes what an open file description led to.
-async fn close_kind<S: Services>(node: &Node<S>, kind: Kind) -> Answer<()> {
+pub(crate) async fn close_kind<S: Services>(node: &Node<S>, kind: Kind) -> Answer<()> {
     if let Kind::Pipe { pipe, read, write, .. } = kind {
         let incarnation = node.services.incarnation();
         for (end, held) in [(End::Read, read), (End::Write, write)] {

@@ -51,14 +51,14 @@ pub fn main(boot: Boot) -> Result<(), BootError> {
 /// Answers one request.
 pub async fn serve<S: Services>(node: &Arc<Node<S>>, request: Request) -> Result<Pid, Errno> {
     match request {
-        Request::Spawn { argv, env, cwd, uid, gid, groups, stdio } => {
+        Request::Spawn { argv, env, cwd, uid, gid, groups, stdio, start } => {
             if node.frozen() {
                 return Err(EAGAIN);
             }
             let path = argv.first().cloned().unwrap_or_default();
             let command = Command { path, argv, env };
             let credentials = Credentials { uid, gid, groups };
-            spawn(node, Spawn { command, cwd, credentials, stdio }).await
+            spawn(node, Spawn { command, cwd, credentials, stdio, start }).await
         }
         Request::Freeze => freeze::freeze(node).await.map(|()| 0),
         Request::Thaw => {

@@ -164,7 +164,7 @@ fn take(cache: &CacheClient, number: u64, len: usize) -> Vec<u8> {
 
 /// A user's keystrokes.
 fn type_in(node: &Personality, tty: u32, keys: &[u8]) {
-    let input = console::Request::Input { tty, bytes: keys.to_vec() };
+    let input = console::Request::Input { tty, at: None, bytes: keys.to_vec() };
     assert_eq!(block_on(node.services.console(&input)).unwrap().value, keys.len() as u64);
 }
 
@@ -184,7 +184,7 @@ struct Programs {
 impl Programs {
     fn launch(nodes: &[Arc<Personality>], long: &[u8]) -> Programs {
         let shell = launch(&nodes[0], &["sh", "-c", "echo kept >&2; cat; echo status $?"]);
-        let new = console::Request::New { winsize: [24, 80, 0, 0] };
+        let new = console::Request::New { winsize: [24, 80, 0, 0], job: 0 };
         let tty = block_on(nodes[1].services.console(&new)).unwrap().value as u32;
         let pid = launch_with(&nodes[1], &["cat"], Stdio::Tty(tty));
         let typist = Program { node: nodes[1].clone(), pid, pipes: [0; 3] };

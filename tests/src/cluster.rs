@@ -130,6 +130,42 @@ impl Cluster {
             }
         }
     }
+
+    /// Waits until all nodes are up and any can be lost. A node that was suspected though it lived (this
+    /// machine may be busy with other things) has left the cluster: it is started again and counted.
+    ///
+    /// # Errors
+    /// They are not after 90 s.
+    pub fn whole(&self, evicted: &mut u64) -> Result<()> {
+        let until = Instant::now() + Duration::from_secs(90);
+        loop {
+            // One may go while it is asked.
+            let nodes = match self.json(["nodes"]) {
+                Err(_) if Instant::now() < until => continue,
+                nodes => nodes?,
+            };
+            let mut started = false;
+            for node in nodes.as_array().into_iter().flatten().filter(|n| n["state"] == "down") {
+                *evicted += 1;
+                self.cli(["start-node", &node["node"].to_string()])?.ok()?;
+                started = true;
+            }
+            let status = self.cli(["status"])?;
+            if !started && status.status == 0 {
+                return Ok(());
+            }
+            if Instant::now() > until {
+                let logs = self.cli(["logs"])?.text();
+                let last: Vec<&str> = logs.lines().rev().take(60).collect();
+                bail!(
+                    "the cluster does not become whole: {nodes}; {}{}; logs, latest first:\n{}",
+                    status.text(),
+                    status.errors(),
+                    last.join("\n")
+                );
+            }
+        }
+    }
 }
 
 impl Drop for Cluster {

@@ -10,7 +10,9 @@
 
 pub mod cluster;
 pub mod data;
+pub mod domains;
 pub mod leftover;
+pub mod load;
 pub mod machines;
 pub mod program;
 pub mod random;

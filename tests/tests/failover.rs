@@ -1,7 +1,7 @@
 //! A random node killed and started again, round after round, under two writers. The oracle is here on
 //! the host: a file counts as acknowledged when the writer's line about it has come out.
 
-use anyhow::{Context, Result, bail, ensure};
+use anyhow::{Context, Result, ensure};
 use clustix_tests::random::Random;
 use clustix_tests::writer::Writers;
 use clustix_tests::{Cluster, Program, leftover};
@@ -12,35 +12,6 @@ use std::time::{Duration, Instant};
 const NODES: u8 = 3;
 /// A lease and the bound on the clocks' drift.
 const LEASE_OVER_MS: f64 = 255.0;
-
-/// Waits until all nodes are up and any can be lost. A node that was suspected though it lived (this
-/// machine may be busy with other things) has left the cluster: it is started again and counted.
-fn whole(cluster: &Cluster, evicted: &mut u64) -> Result<()> {
-    let until = Instant::now() + Duration::from_secs(90);
-    loop {
-        let nodes = cluster.json(["nodes"])?;
-        let mut started = false;
-        for node in nodes.as_array().into_iter().flatten().filter(|n| n["state"] == "down") {
-            *evicted += 1;
-            cluster.cli(["start-node", &node["node"].to_string()])?.ok()?;
-            started = true;
-        }
-        let status = cluster.cli(["status"])?;
-        if !started && status.status == 0 {
-            return Ok(());
-        }
-        if Instant::now() > until {
-            let logs = cluster.cli(["logs"])?.text();
-            let last: Vec<&str> = logs.lines().rev().take(60).collect();
-            bail!(
-                "the cluster does not become whole: {nodes}; {}{}; logs, latest first:\n{}",
-                status.text(),
-                status.errors(),
-                last.join("\n")
-            );
-        }
-    }
-}
 
 /// What the rounds gave, times in ms.
 #[derive(Default)]
@@ -84,7 +55,7 @@ fn kill_rounds(
         if r.served.len() == rounds {
             break;
         }
-        whole(cluster, &mut r.evicted).with_context(|| format!("round {round}"))?;
+        cluster.whole(&mut r.evicted).with_context(|| format!("round {round}"))?;
         // The kill must meet writers at work: wait for one more file of each.
         writers.more(Duration::from_secs(30)).with_context(|| format!("round {round}"))?;
         std::thread::sleep(Duration::from_millis(random.below(50)));
@@ -108,7 +79,7 @@ fn kill_rounds(
         parts(cluster, &mut r.parts)?;
         let started = Instant::now();
         cluster.cli(["start-node", &victim.to_string()])?.ok()?;
-        whole(cluster, &mut r.evicted).with_context(|| format!("round {round}"))?;
+        cluster.whole(&mut r.evicted).with_context(|| format!("round {round}"))?;
         r.rebuilt.push(started.elapsed().as_millis());
         round += 1;
     }

@@ -1,53 +1,15 @@
 //! The servers of a node are killed, one after the other and all at once, under a program that asks all of
 //! them: none of its operations fails, is lost or is done twice.
 
-use anyhow::{Context, Result, ensure};
+use anyhow::{Result, ensure};
 use clustix_tests::random::Random;
-use clustix_tests::{Cluster, Program, leftover};
-use rustix::process::{Pid, Signal, kill_process};
+use clustix_tests::{Cluster, Program, domains, leftover};
 use std::time::{Duration, Instant};
 
 const NODE: u8 = 1;
 const SERVERS: [&str; 4] = ["vfs", "process", "memory", "console"];
-/// For a server to be there again, and for the program to end.
+/// For the program to end.
 const BOUND: Duration = Duration::from_secs(60);
-
-/// The process and the restarts of a server of [`NODE`].
-fn server(cluster: &Cluster, role: &str) -> Result<(Option<Pid>, u64)> {
-    let pds = cluster.json(["pds"])?;
-    let all = pds.as_array().context("a list")?;
-    let found = all
-        .iter()
-        .find(|pd| pd["role"] == role && pd["node"] == NODE)
-        .with_context(|| format!("no {role} on node {NODE}"))?;
-    let pid = found["pid"].as_i64().and_then(|pid| Pid::from_raw(i32::try_from(pid).ok()?));
-    Ok((pid, found["restarts"].as_u64().context("restarts")?))
-}
-
-/// Kills them, and waits until all are there again: how long that took.
-fn kill(cluster: &Cluster, roles: &[&str]) -> Result<Duration> {
-    let mut before = Vec::new();
-    for role in roles {
-        let (pid, restarts) = server(cluster, role)?;
-        before.push((*role, pid.with_context(|| format!("{role} does not run"))?, restarts));
-    }
-    for (role, pid, _) in &before {
-        kill_process(*pid, Signal::KILL).with_context(|| format!("{role}, process {pid:?}"))?;
-    }
-    let begin = Instant::now();
-    for (role, killed, restarts) in before {
-        loop {
-            let (pid, now) = server(cluster, role)?;
-            if pid.is_some_and(|pid| pid != killed) && now > restarts {
-                break;
-            }
-            ensure!(begin.elapsed() < BOUND, "{role} does not come back");
-            // The command line tells of no restart.
-            std::thread::sleep(Duration::from_millis(5));
-        }
-    }
-    Ok(begin.elapsed())
-}
 
 #[test]
 fn servers_are_killed_and_no_operation_fails() -> Result<()> {
@@ -74,7 +36,7 @@ fn servers_are_killed_and_no_operation_fails() -> Result<()> {
             kills.push(&SERVERS);
         }
         for roles in kills {
-            times.push(kill(&cluster, roles)?);
+            times.push(domains::kill(&cluster, NODE, roles)?);
             // A pace, not a wait: a moment of no choice, and init gives a server up that dies more than ten
             // times in a minute.
             std::thread::sleep(Duration::from_millis(1200 + random.below(1200)));

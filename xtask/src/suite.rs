@@ -15,6 +15,8 @@ const SYSTEM: &[&str] = &[
     "freeze",
     "failover",
     "restart",
+    "attend",
+    "deaths",
     "chaos",
     "linear",
     "suspicion",

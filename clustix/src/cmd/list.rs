@@ -11,7 +11,7 @@ use std::io::Write;
 use std::process::ExitCode;
 
 /// Prints to standard output; a reader that has gone is no error.
-fn print(text: &str) -> Result<()> {
+pub(super) fn print(text: &str) -> Result<()> {
     let mut out = std::io::stdout().lock();
     match out.write_all(text.as_bytes()).and_then(|()| out.flush()) {
         Err(e) if e.kind() != std::io::ErrorKind::BrokenPipe => {

@@ -1,7 +1,9 @@
 //! The commands, one file for each family.
 
+mod attended;
 pub mod chaos;
 pub mod down;
+pub mod fsck;
 pub mod list;
 pub mod node;
 pub mod run;
@@ -25,11 +27,13 @@ pub fn run(cli: Cli) -> Result<ExitCode> {
         Command::Nodes(args) => list::nodes(&folder, args.json),
         Command::Status(args) => list::status(&folder, args.json),
         Command::Run(args) => run::run(&folder, args),
+        Command::Attach(args) => run::attach(&folder, &args),
         Command::Ps(args) => list::ps(&folder, args.json),
         Command::Kill(args) => node::signal(&folder, &args),
         Command::Import(args) => tree::import(&folder, &args.host, &args.cluster),
         Command::Export(args) => tree::export(&folder, &args.cluster, &args.host),
         Command::Objects(args) => list::objects(&folder, &args),
+        Command::Fsck => fsck::fsck(&folder),
         Command::Pds(args) => list::pds(&folder, args.json),
         Command::KillNode(args) => node::kill_node(&folder, args.node),
         Command::StartNode(args) => node::start_node(&folder, args.node),

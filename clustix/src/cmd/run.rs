@@ -1,43 +1,34 @@
-//! `clustix run`: the local half of a program that runs in the cluster.
+//! `clustix run` and `clustix attach`: a program that runs in the cluster, as a local command.
 
+use super::attended::{self, Ended, Lost, size};
 use crate::args;
-use crate::connection::{self, Connection, PATIENCE, WentAway};
-use crate::interrupt;
+use crate::connection::{self, Connection, PATIENCE};
 use crate::procfs::Process;
 use crate::state::Folder;
-use crate::wire::{self, CHUNK, Input, Reply, Request, Run, Stdio, Stream};
+use crate::wire::{self, Attach, Program, Reply, Request, Run, Started, Stdio, Whom};
 use anyhow::{Context, Result, anyhow, bail};
-use rustix::termios::{OptionalActions, Termios, isatty, tcgetattr, tcgetwinsize, tcsetattr};
-use std::io::{Read, Write};
+use clustix_proto::job::{Command, NUMBERS};
+use rustix::termios::{OptionalActions, Termios, isatty, tcgetattr, tcsetattr};
 use std::os::unix::ffi::OsStringExt;
-use std::os::unix::net::UnixStream;
 use std::process::ExitCode;
-use std::sync::mpsc::{Receiver, SyncSender, sync_channel};
-use std::sync::{Arc, Condvar, Mutex, PoisonError};
-use std::thread::JoinHandle;
 use std::time::{Duration, Instant};
 
-/// A node that goes, or whose control comes back, has done so after this.
-const GOING: Duration = Duration::from_secs(10);
-/// Between two looks at it.
+/// Longest that a start is asked for again when nodes go away meanwhile.
+const STARTING: Duration = Duration::from_secs(30);
+/// Longest that a node is asked what runs.
+const LISTING: Duration = Duration::from_secs(1);
+/// Between two tries.
 const MOMENT: Duration = Duration::from_millis(50);
-
-const SIGHUP: i32 = 1;
-const SIGINT: i32 = 2;
-const SIGQUIT: i32 = 3;
-const SIGTERM: i32 = 15;
-const SIGWINCH: i32 = 28;
 
 /// Runs a program and ends as it ended.
 ///
 /// # Errors
 /// It could not be started, or the cluster lost sight of it.
 pub fn run(folder: &Folder, args: args::Run) -> Result<ExitCode> {
-    if args.tty && !isatty(std::io::stdin()) {
+    if args.tty && !args.detach && !isatty(std::io::stdin()) {
         bail!("-t gives the program this terminal, but standard input is not one; leave -t out");
     }
-    let request = Request::Run(program(&args)?);
-    let (connection, pid) = match start(folder, args.node, &request) {
+    let (connection, started) = match start(folder, args.node, program(&args)?) {
         Ok(started) => started,
         Err(e) => {
             let exit = e.downcast_ref::<wire::Failure>().map_or(1, |f| f.exit);
@@ -46,13 +37,37 @@ pub fn run(folder: &Folder, args: args::Run) -> Result<ExitCode> {
         }
     };
     if args.detach {
-        println!("{pid}");
+        println!("{}", started.pid);
         return Ok(ExitCode::SUCCESS);
     }
+    attend(folder, connection, &started, false)
+}
+
+/// Attends to a program that runs.
+///
+/// # Errors
+/// There is none, it cannot be attended to, or the cluster lost sight of it.
+pub fn attach(folder: &Folder, args: &args::Attach) -> Result<ExitCode> {
+    let whom = Whom::Process(args.pid);
+    let request = Request::Attach(Attach { whom, tty: isatty(std::io::stdin()), known: None });
+    let nodes = connection::candidates(folder, None)?;
+    let (connection, started) = ask(folder, &nodes, || request.clone())?;
+    if started.terminal {
+        eprintln!("clustix: attached to program {}; Ctrl-] detaches", started.pid);
+    }
+    attend(folder, connection, &started, started.terminal)
+}
+
+fn attend(
+    folder: &Folder,
+    connection: Connection,
+    started: &Started,
+    keys: bool,
+) -> Result<ExitCode> {
     let node = connection.node;
     let process = folder.process(node)?;
-    let terminal = if args.tty { Some(Raw::enter()?) } else { None };
-    let ended = attend(connection, args.tty);
+    let terminal = if started.terminal { Some(Raw::enter()?) } else { None };
+    let ended = attended::attend(folder, connection, started, keys);
     drop(terminal);
     match ended {
         Ok(Ended::Exited(status, verdict)) => {
@@ -62,32 +77,21 @@ pub fn run(folder: &Folder, args: args::Run) -> Result<ExitCode> {
             Ok(ExitCode::from(exit_code(status)))
         }
         Ok(Ended::Signalled(signal)) => Ok(ExitCode::from(128 + signal as u8)),
-        Err(e) if e.downcast_ref::<WentAway>().is_some() => {
-            if process.is_none_or(|p| node_ended(folder, node, &p)) {
-                eprintln!("clustix: lost with node {node}");
-                return Ok(ExitCode::from(137));
-            }
-            Err(e.context(format!(
-                "lost sight of program {pid}: node {node} restarted its control; `clustix ps` tells whether it still runs"
-            )))
+        Ok(Ended::Detached) => {
+            eprintln!("clustix: detached; the program goes on");
+            Ok(ExitCode::SUCCESS)
+        }
+        // With the last node the program is lost, and nobody is left to say so.
+        Err(e)
+            if e.downcast_ref::<Lost>().is_some()
+                && folder.live()?.is_empty()
+                && process.is_none_or(|p: Process| p.ended()) =>
+        {
+            eprintln!("clustix: lost with node {node}");
+            Ok(ExitCode::from(137))
         }
         Err(e) => Err(e),
     }
-}
-
-/// Whether a node whose control went away has ended (its ccache's death takes a moment to end it), or
-/// its control alone was restarted, which answers then.
-fn node_ended(folder: &Folder, node: u8, process: &Process) -> bool {
-    let until = Instant::now() + GOING;
-    while !process.wait(MOMENT) {
-        let answers = Connection::open(folder, node, Request::Pds)
-            .and_then(|mut c| c.next(Some(GOING)))
-            .is_ok();
-        if answers || Instant::now() >= until {
-            return process.ended();
-        }
-    }
-    true
 }
 
 /// The shell's idea of a wait status.
@@ -128,32 +132,63 @@ fn program(args: &args::Run) -> Result<Run> {
         bail!("--cwd {:?}: write an absolute path of the cluster", args.cwd);
     }
     Ok(Run {
-        argv: args.command.iter().cloned().map(OsStringExt::into_vec).collect(),
-        env: env.into_iter().map(|(n, v)| [n, v].join(&b'=')).collect(),
-        cwd: args.cwd.clone().into_bytes(),
-        uid: args.user.0,
-        gid: args.user.1,
+        job: fastrand::u64(..NUMBERS),
+        turn: 0,
+        command: Command {
+            argv: args.command.iter().cloned().map(OsStringExt::into_vec).collect(),
+            env: env.into_iter().map(|(n, v)| [n, v].join(&b'=')).collect(),
+            cwd: args.cwd.clone().into_bytes(),
+            uid: args.user.0,
+            gid: args.user.1,
+        },
         stdio: match (args.detach, args.tty) {
-            (true, _) => Stdio::Null,
             (_, true) => Stdio::Terminal(size()),
+            (true, _) => Stdio::Null,
             _ => Stdio::Pipes,
         },
+        kept: args.detach,
+        restarts: args.restart.unwrap_or(0),
     })
 }
 
-/// Starts it on the node asked for, or on the first that can.
-fn start(folder: &Folder, node: Option<u8>, request: &Request) -> Result<(Connection, u32)> {
-    let mut last = anyhow!("no node answered");
-    for slot in connection::candidates(folder, node)? {
-        let started = Connection::open(folder, slot, request.clone())
-            .and_then(|mut c| c.next(Some(PATIENCE)).map(|r| (c, r)));
-        match started {
-            Ok((connection, Some(Reply::Started { pid }))) => return Ok((connection, pid)),
-            Ok(_) => bail!("node {slot} gave an unexpected answer"),
-            Err(e) if e.downcast_ref::<WentAway>().is_some() => {
-                // It may have started there: a program is never run twice by its own.
-                return Err(e.context(format!("node {slot} was lost while it started the program")));
+/// Starts it on the node asked for, or on one of those that do the least. Who went away meanwhile may have started
+/// it or not: asked again, whoever it is finds the same job.
+fn start(folder: &Folder, node: Option<u8>, mut run: Run) -> Result<(Connection, Started)> {
+    let until = Instant::now() + STARTING;
+    loop {
+        let nodes = least_first(folder, connection::candidates(folder, node)?);
+        let asked = ask(folder, &nodes, || {
+            // A node that was asked before, and answers late, must not take the job from this one.
+            run.turn += 1;
+            Request::Run(run.clone())
+        });
+        match asked {
+            // Its control may come back in a moment; that of a node that is down does not.
+            Err(e)
+                if connection::is_elsewhere(&e)
+                    && e.downcast_ref::<wire::Failure>().is_none()
+                    && Instant::now() < until =>
+            {
+                std::thread::sleep(MOMENT);
             }
+            answer => return answer,
+        }
+    }
+}
+
+/// Asks these nodes in turn until one attends to the job.
+fn ask(
+    folder: &Folder,
+    nodes: &[u8],
+    mut request: impl FnMut() -> Request,
+) -> Result<(Connection, Started)> {
+    let mut last = anyhow!("no node answered");
+    for slot in nodes {
+        let asked = Connection::open(folder, *slot, request())
+            .and_then(|mut c| c.next(Some(PATIENCE)).map(|r| (c, r)));
+        match asked {
+            Ok((connection, Some(Reply::Started(started)))) => return Ok((connection, started)),
+            Ok(_) => bail!("node {slot} gave an unexpected answer"),
             Err(e) if connection::is_elsewhere(&e) => last = e,
             Err(e) => return Err(e),
         }
@@ -161,166 +196,36 @@ fn start(folder: &Folder, node: Option<u8>, request: &Request) -> Result<(Connec
     Err(last)
 }
 
-enum Ended {
-    Exited(i32, Option<String>),
-    Signalled(i32),
-}
-
-enum Event {
-    Frame(Result<Option<Reply>>),
-    Signal(i32),
-}
-
-/// Frames to the node, from several threads.
-#[derive(Clone)]
-struct Sender(Arc<Mutex<UnixStream>>);
-
-impl Sender {
-    /// A node that went away is noticed by who reads from it.
-    fn send(&self, input: &Input) {
-        let mut stream = self.0.lock().unwrap_or_else(PoisonError::into_inner);
-        let _ = wire::send(&mut *stream, input);
+/// These nodes, those on which the fewest programs run first; the lowest of them, where they run as many.
+fn least_first(folder: &Folder, mut nodes: Vec<u8>) -> Vec<u8> {
+    if nodes.len() < 2 {
+        return nodes;
     }
-}
-
-#[derive(Default)]
-struct Credit {
-    bytes: Mutex<u32>,
-    more: Condvar,
-}
-
-impl Credit {
-    fn add(&self, n: u32) {
-        let mut bytes = self.bytes.lock().unwrap_or_else(PoisonError::into_inner);
-        *bytes = bytes.saturating_add(n);
-        self.more.notify_one();
-    }
-    /// Waits for some.
-    fn some(&self) -> u32 {
-        let mut bytes = self.bytes.lock().unwrap_or_else(PoisonError::into_inner);
-        while *bytes == 0 {
-            bytes = self.more.wait(bytes).unwrap_or_else(PoisonError::into_inner);
-        }
-        *bytes
-    }
-    fn spend(&self, n: u32) {
-        let mut bytes = self.bytes.lock().unwrap_or_else(PoisonError::into_inner);
-        *bytes = bytes.saturating_sub(n);
-    }
-}
-
-fn attend(mut connection: Connection, tty: bool) -> Result<Ended> {
-    let sender = Sender(Arc::new(Mutex::new(connection.stream.try_clone()?)));
-    let credit = Arc::new(Credit::default());
-    let (events, inbox) = sync_channel::<Event>(16);
-
-    let (to_credit, to_sender) = (credit.clone(), sender.clone());
-    std::thread::Builder::new().name("stdin".into()).spawn(move || feed(&to_credit, &to_sender))?;
-
-    let (signals, winch) = (events.clone(), sender.clone());
-    let caught: &[i32] = if tty {
-        &[SIGHUP, SIGINT, SIGQUIT, SIGTERM, SIGWINCH]
-    } else {
-        &[SIGHUP, SIGINT, SIGQUIT, SIGTERM]
-    };
-    interrupt::catch(caught, move |signal| match signal {
-        SIGWINCH => winch.send(&Input::Winsize(size())),
-        SIGINT | SIGQUIT => winch.send(&Input::Signal(signal as u8)),
-        other => drop(signals.send(Event::Signal(other))),
-    })?;
-    // The size may have changed before the signal was caught.
-    if tty {
-        sender.send(&Input::Winsize(size()));
-    }
-
-    std::thread::Builder::new().name("frames".into()).spawn(move || {
-        loop {
-            let frame = connection.next(None);
-            let last = !matches!(frame, Ok(Some(_)));
-            if events.send(Event::Frame(frame)).is_err() || last {
-                return;
-            }
-        }
-    })?;
-
-    let (out, out_thread) = writer(Stream::Out, std::io::stdout(), sender.clone())?;
-    let (err, err_thread) = writer(Stream::Err, std::io::stderr(), sender.clone())?;
-    let (status, verdict) = loop {
-        match inbox.recv().context("the connection's thread ended")? {
-            // The node sends SIGHUP to the program when this connection ends.
-            Event::Signal(signal) => return Ok(Ended::Signalled(signal)),
-            Event::Frame(frame) => match frame? {
-                Some(Reply::Output(Stream::Out, bytes)) => drop(out.send(bytes)),
-                Some(Reply::Output(Stream::Err, bytes)) => drop(err.send(bytes)),
-                Some(Reply::Credit(n)) => credit.add(n),
-                Some(Reply::Exited { status, verdict }) => break (status, verdict),
-                Some(_) | None => bail!("the node gave an unexpected answer"),
-            },
-        }
-    };
-    drop((out, err));
-    // A signal ends the wait for a reader that does not read.
-    let done = std::thread::spawn(move || {
-        let _ = out_thread.join();
-        let _ = err_thread.join();
-    });
-    while !done.is_finished() {
-        match inbox.recv_timeout(std::time::Duration::from_millis(5)) {
-            Ok(Event::Signal(signal)) => return Ok(Ended::Signalled(signal)),
-            Ok(Event::Frame(_)) | Err(_) if done.is_finished() => break,
-            Ok(Event::Frame(_)) => {}
-            Err(std::sync::mpsc::RecvTimeoutError::Timeout) => {}
-            Err(std::sync::mpsc::RecvTimeoutError::Disconnected) => {
-                let _ = done.join();
-                break;
-            }
+    let mut running = [0usize; 256];
+    for node in &nodes {
+        let Ok(programs) = programs(folder, *node) else {
+            // Slow, or on its way out: after all others.
+            running[usize::from(*node)] = usize::MAX / 2;
+            continue;
+        };
+        for p in programs.iter().filter(|p| p.state != 'Z') {
+            running[usize::from(p.node)] += 1;
         }
     }
-    Ok(Ended::Exited(status, verdict))
+    nodes.sort_by_key(|node| (running[usize::from(*node)], *node));
+    nodes
 }
 
-/// Standard input to the node, within its credit.
-fn feed(credit: &Credit, sender: &Sender) {
-    let mut buffer = vec![0; CHUNK];
-    loop {
-        let some = (credit.some() as usize).min(buffer.len());
-        match std::io::stdin().lock().read(&mut buffer[..some]) {
-            Ok(0) => return sender.send(&Input::Stdin(Vec::new())),
-            Ok(n) => {
-                credit.spend(n as u32);
-                sender.send(&Input::Stdin(buffer[..n].to_vec()));
-            }
-            Err(e) if e.kind() == std::io::ErrorKind::Interrupted => {}
-            Err(_) => return sender.send(&Input::Stdin(Vec::new())),
+/// The programs that a node lists.
+fn programs(folder: &Folder, node: u8) -> Result<Vec<Program>> {
+    let mut connection = Connection::open(folder, node, Request::Ps)?;
+    let mut all = Vec::new();
+    while let Some(reply) = connection.next(Some(LISTING))? {
+        if let Reply::Programs(programs) = reply {
+            all.extend(programs);
         }
     }
-}
-
-/// One output stream; a reader that has gone is told to the node once.
-fn writer(
-    stream: Stream,
-    mut to: impl Write + Send + 'static,
-    sender: Sender,
-) -> Result<(SyncSender<Vec<u8>>, JoinHandle<()>)> {
-    // The node keeps to its credit, so this queue never holds more than that.
-    let (queue, chunks): (_, Receiver<Vec<u8>>) = sync_channel(1024);
-    let thread = std::thread::Builder::new().name("output".into()).spawn(move || {
-        let mut open = true;
-        for bytes in chunks {
-            if open && to.write_all(&bytes).and_then(|()| to.flush()).is_err() {
-                open = false;
-                sender.send(&Input::Closed(stream));
-            }
-            sender.send(&Input::Taken(stream, bytes.len() as u32));
-        }
-    })?;
-    Ok((queue, thread))
-}
-
-/// This terminal's size: rows, columns, x and y pixels.
-fn size() -> [u16; 4] {
-    tcgetwinsize(std::io::stdin())
-        .map_or([24, 80, 0, 0], |w| [w.ws_row, w.ws_col, w.ws_xpixel, w.ws_ypixel])
+    Ok(all)
 }
 
 /// This terminal in raw mode, as it was again when dropped.

@@ -4,21 +4,27 @@
 //! 2. Each connection has a thread of its own ([`session`]), at most [`MAX_SESSIONS`] at a time; a
 //!    thread sleeps in the futex executor or in a read of its socket, never on another session.
 //! 3. It keeps nothing: what a command starts lives in the cluster-cache and in the servers. Its
-//!    death costs the commands under way, no program (their pipes' ends are closed as SIGHUP's are).
+//!    death costs the commands under way, no program: `clustix run` goes on at whoever serves next ([`job`]).
+//! 4. One thread more watches over the jobs ([`watch`]).
 //!
 //! Nobody calls it over a channel.
 
+mod fsck;
 mod gate;
+mod job;
 mod objects;
 mod program;
 mod session;
+mod streams;
 mod tree;
+mod watch;
 
 use anyhow::{Context, Result};
 use clustix_ccache::client::CacheClient;
 use clustix_ccache::set::Class;
 use clustix_pd::{Boot, CallError, Client, Kernel, exec};
 use clustix_proto::Errno;
+use clustix_proto::job::Attendant;
 use clustix_proto::once::{self, Lanes};
 use clustix_proto::{console, process, vfs};
 use gate::Gate;
@@ -45,6 +51,8 @@ pub(crate) struct Node {
     pub kernel: Kernel,
     pub slot: u8,
     pub incarnation: u64,
+    /// When this life of control started, ns.
+    life: u64,
     pub cluster: String,
     pub gate: Gate,
     /// The user whose command line is answered; the sandbox does not let it be asked for later.
@@ -52,6 +60,11 @@ pub(crate) struct Node {
 }
 
 impl Node {
+    /// This life of control, for the jobs that it attends to.
+    pub(crate) fn attendant(&self) -> Attendant {
+        Attendant { node: self.slot, incarnation: self.incarnation, life: self.life }
+    }
+
     pub(crate) async fn ask_process(&self, request: &process::Request) -> process::Response {
         once::ask(&self.process_lanes, &self.cache, &self.process, request).await
     }
@@ -84,6 +97,7 @@ pub fn main(mut boot: Boot) -> Result<()> {
         kernel: boot.kernel.clone(),
         slot: boot.node,
         incarnation: boot.incarnation,
+        life: exec::now_ns(),
         cluster: boot.cluster.clone(),
         gate: Gate::default(),
         owner: rustix::process::geteuid(),
@@ -93,6 +107,11 @@ pub fn main(mut boot: Boot) -> Result<()> {
         .context("the listening socket")?;
     boot.enter_sandbox(None).context("the sandbox")?;
     let listener = UnixListener::from(socket);
+    let watched = node.clone();
+    std::thread::Builder::new()
+        .name("jobs".into())
+        .spawn(move || watch::watch(&watched))
+        .context("no thread that watches over the jobs")?;
     let sessions = Arc::new(AtomicUsize::new(0));
     loop {
         clustix_pd::metrics::beat();

@@ -1,6 +1,6 @@
 //! One connection: checks who it is, reads its request, answers it.
 
-use super::{Node, ask, objects, program, tree};
+use super::{Node, ask, fsck, objects, program, tree};
 use crate::wire::{self, Failure, Hello, Program, Reply, Request};
 use clustix_ccache::cache::Cache;
 use clustix_ccache::set;
@@ -109,6 +109,7 @@ fn dispatch(node: &Node, stream: &mut UnixStream, request: Request) -> Result<()
         Request::Pds => objects::pds(node, stream),
         Request::Metrics => objects::metrics(node, stream),
         Request::Run(run) => program::run(node, stream, run),
+        Request::Attach(attach) => program::attach(node, stream, &attach),
         Request::Import { path } => tree::import(node, stream, path),
         Request::Export { path } => tree::export(node, stream, &path),
         Request::EndPrograms { grace_ms } => {
@@ -142,6 +143,7 @@ fn dispatch(node: &Node, stream: &mut UnixStream, request: Request) -> Result<()
         }
         Request::Dump => objects::dump(node, stream),
         Request::Restore => objects::restore(node, stream),
+        Request::Fsck => fsck::fsck(node, stream),
         Request::Rehome { to, first, last } => objects::rehome(node, to, first, last),
     }
 }

@@ -12,11 +12,13 @@ use clustix_posix::node::Node;
 use clustix_posix::services::{Services, Stubs};
 use clustix_posix::watch;
 use clustix_process::pipe::{self, End};
+use clustix_proto::object::Draft;
 use clustix_proto::posix::Stdio;
 use clustix_proto::process::{Pid, Reply, Which};
 use clustix_proto::vfs::{Credentials, ROOT, Request};
-use clustix_proto::{console, memory, process, vfs};
+use clustix_proto::{console, job, memory, process, vfs};
 use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
 
 type Shared = Arc<LocalCache>;
 
@@ -167,9 +169,21 @@ pub struct Outcome {
     pub err: String,
 }
 
+/// Three pipes of a job's, of whose ends the test is the other side.
+async fn pipes<C: Base>(cache: &C) -> [u64; 3] {
+    static JOBS: AtomicU64 = AtomicU64::new(0);
+    let job = JOBS.fetch_add(1, Ordering::Relaxed);
+    let mut d = Draft::repeatable(cache);
+    for (fd, end) in (0..).zip([End::Write, End::Read, End::Read]) {
+        d.store(process::name::pipe(job::pipe(job, fd)), &pipe::of_job(end)).unwrap();
+    }
+    assert!(d.commit().await.unwrap());
+    [0, 1, 2].map(|fd| job::pipe(job, fd))
+}
+
 /// Starts a program as root in `/`, with pipes.
 pub fn launch<C: Base>(node: &Arc<Node<Local<C>>>, argv: &[&str]) -> Program<C> {
-    let pipes = [(); 3].map(|()| block_on(pipe::create(node.services.cache(), 1)).unwrap());
+    let pipes = block_on(pipes(node.services.cache()));
     let pid = launch_with(node, argv, Stdio::Pipes(pipes));
     Program { node: node.clone(), pid, pipes }
 }
@@ -182,8 +196,11 @@ pub fn launch_with<C: Base>(node: &Arc<Node<Local<C>>>, argv: &[&str], stdio: St
         argv,
         env: vec![b"PATH=/bin".to_vec(), b"HOME=/".to_vec()],
     };
-    block_on(spawn(node, Spawn { command, cwd: b"/".to_vec(), credentials: root(), stdio }))
-        .unwrap()
+    block_on(spawn(
+        node,
+        Spawn { command, cwd: b"/".to_vec(), credentials: root(), stdio, start: None },
+    ))
+    .unwrap()
 }
 
 impl<C: Base> Program<C> {
@@ -201,7 +218,7 @@ impl<C: Base> Program<C> {
                 }
             }
             if last {
-                pipe::close(cache, self.pipes[0], End::Write, 1).await.unwrap();
+                pipe::leave(cache, self.pipes[0], End::Write).await.unwrap();
             }
         })
     }

@@ -46,7 +46,9 @@ pub fn new_tty(winsize: [u16; 4]) -> Tty {
         output_end: 0,
         output_taken: 0,
         attached: true,
-        client: (0, 0),
+        typed: 0,
+        job: 0,
+        turn: 0,
         owed: Vec::new(),
         owed_from: 0,
     }

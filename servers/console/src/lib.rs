@@ -69,7 +69,7 @@ pub fn main(boot: Boot) -> Result<(), BootError> {
     let process = ProcessServer(boot.channel("process")?);
     boot.enter_sandbox(None)?;
     let here = (boot.node, boot.incarnation);
-    let server = Server::new(cache.clone(), process).incarnation(boot.incarnation);
+    let server = Server::new(cache.clone(), process);
     let handler = async |_: &Call, record: Option<&Record>, request: Request| {
         server.handle_once(record, request).await
     };

@@ -3,7 +3,7 @@
 use crate::discipline::{self, Input, Signal};
 use clustix_ccache::cache::Cache;
 use clustix_ccache::name::Shard;
-use clustix_ccache::set::{self, Class};
+use clustix_ccache::set::Class;
 use clustix_pd::exec;
 use clustix_proto::console::{Reply, Request, Response, Tty, tty};
 use clustix_proto::errno::{self, Errno};
@@ -18,8 +18,6 @@ const SIGHUP: Signal = 1;
 const SIGCONT: Signal = 18;
 const SIGWINCH: Signal = 28;
 
-/// Most pages of one listing.
-const PAGES: usize = 256;
 /// Between two tries to send what could not be sent, ns.
 const LATE_NS: u64 = 500_000_000;
 /// Most signals owed at a time.
@@ -37,7 +35,6 @@ pub trait Signals {
 pub struct Server<C, S> {
     cache: C,
     signals: S,
-    incarnation: u64,
     /// Terminals whose signals are being sent, and whether there are more since.
     sending: Mutex<BTreeMap<u32, bool>>,
     /// Terminals that could not be rid of all their signals.
@@ -68,12 +65,7 @@ impl<C: Cache, S: Signals> Server<C, S> {
     /// Over this cluster-cache; signals go to `signals`.
     pub fn new(cache: C, signals: S) -> Self {
         let (sending, late) = Default::default();
-        Server { cache, signals, incarnation: 0, sending, late }
-    }
-
-    /// The same in this incarnation of the node: a client's terminal knows where it attached from.
-    pub fn incarnation(self, incarnation: u64) -> Self {
-        Server { incarnation, ..self }
+        Server { cache, signals, sending, late }
     }
 
     /// Serves one request, which will not be repeated unless that is harmless.
@@ -94,15 +86,21 @@ impl<C: Cache, S: Signals> Server<C, S> {
 
     async fn serve(&self, record: Option<&Record>, request: Request) -> Response {
         match request {
-            Request::New { winsize } => self.create(record, winsize).await,
-            Request::Input { tty, bytes } => {
+            Request::New { winsize, job } => self.create(record, winsize, job).await,
+            Request::Input { tty, at, bytes } => {
                 self.step(record, tty, |t| {
                     if t.hangup {
                         return Err(errno::EIO);
                     }
-                    let (taken, signals) = discipline::receive(t, &bytes);
+                    let known =
+                        at.map_or(0, |at| t.typed.saturating_sub(at)).min(bytes.len() as u64);
+                    let new = bytes.get(known as usize..).unwrap_or_default();
+                    let (taken, signals) = discipline::receive(t, new);
+                    if let Some(at) = at {
+                        t.typed = t.typed.max(at) + taken as u64;
+                    }
                     let signals = to_group(t.foreground, &signals);
-                    Ok(After { signals, ..After::value(taken as u64) })
+                    Ok(After { signals, ..After::value(known + taken as u64) })
                 })
                 .await
             }
@@ -138,16 +136,20 @@ impl<C: Cache, S: Signals> Server<C, S> {
                 })
                 .await
             }
-            Request::Attach { tty, attached } => {
+            Request::Attach { tty, job, turn, attached } => {
                 self.step(record, tty, |t| {
+                    if t.job != job {
+                        return Err(errno::ENXIO);
+                    }
+                    if turn < t.turn {
+                        return Err(errno::ESTALE);
+                    }
+                    t.turn = turn;
                     let kept = t.output_end - t.output.len() as u64;
                     if attached && !t.attached {
                         t.output_taken = kept;
                     }
                     t.attached = attached;
-                    if attached {
-                        t.client = (self.cache.node(), self.incarnation);
-                    }
                     discipline::resume(t);
                     Ok(After::value(kept))
                 })
@@ -223,8 +225,11 @@ impl<C: Cache, S: Signals> Server<C, S> {
                 })
                 .await
             }
-            Request::Hangup { tty } => {
+            Request::Hangup { tty, job } => {
                 self.step(record, tty, |t| {
+                    if t.job != job {
+                        return Err(errno::ENXIO);
+                    }
                     t.hangup = true;
                     t.attached = false;
                     t.stopped = false;
@@ -236,10 +241,7 @@ impl<C: Cache, S: Signals> Server<C, S> {
                 })
                 .await
             }
-            Request::ClientsLost { node, incarnation } => {
-                self.clients_lost(node, incarnation).await
-            }
-            Request::Remove { tty } => self.remove(tty).await,
+            Request::Remove { tty, job } => self.remove(tty, job).await,
         }
     }
 
@@ -347,7 +349,7 @@ impl<C: Cache, S: Signals> Server<C, S> {
         }
     }
 
-    async fn create(&self, record: Option<&Record>, winsize: [u16; 4]) -> Response {
+    async fn create(&self, record: Option<&Record>, winsize: [u16; 4], job: u64) -> Response {
         let mut number = 0;
         while number < NUMBERS {
             let shard = Shard::of(number.into());
@@ -363,8 +365,7 @@ impl<C: Cache, S: Signals> Server<C, S> {
                 number += 1;
                 continue;
             }
-            let client = (self.cache.node(), self.incarnation);
-            d.store(tty(number), &Tty { client, ..discipline::new_tty(winsize) })?;
+            d.store(tty(number), &Tty { job, ..discipline::new_tty(winsize) })?;
             let reply = Reply { value: number.into(), ..Reply::default() };
             // A conflict: another has the number now, which the next look tells.
             if d.commit_once(record, &reply).await? {
@@ -374,38 +375,13 @@ impl<C: Cache, S: Signals> Server<C, S> {
         Err(errno::ENOSPC)
     }
 
-    async fn clients_lost(&self, node: u8, incarnation: u64) -> Response {
-        let mut after = None;
-        let mut result = Ok(Reply::default());
-        for _ in 0..PAGES {
-            let page = self.cache.list(set::TTY, after).await?;
-            let Some((last, _)) = page.last() else { break };
-            after = Some(*last);
-            for (name, _) in &page {
-                let detach = |t: &mut Tty| {
-                    if t.attached && t.client.0 == node && t.client.1 <= incarnation {
-                        t.attached = false;
-                        discipline::resume(t);
-                    }
-                    Ok(After::default())
-                };
-                match self.step(None, name.id() as u32, detach).await {
-                    // Gone meanwhile.
-                    Ok(_) | Err(errno::ENXIO) => {}
-                    // The others must not wait for it.
-                    Err(e) => result = Err(e),
-                }
-            }
-        }
-        result
-    }
-
-    async fn remove(&self, number: u32) -> Response {
+    async fn remove(&self, number: u32, job: u64) -> Response {
         let mut attempts = Attempts::new();
         loop {
             let mut d = Draft::repeatable(&self.cache);
-            if d.load_bytes(tty(number)).await?.is_some() {
-                d.remove(tty(number));
+            match d.load::<Tty>(tty(number)).await? {
+                Some(t) if t.job == job => d.remove(tty(number)),
+                _ => return Ok(Reply::default()),
             }
             if d.commit().await? {
                 return Ok(Reply::default());

@@ -46,9 +46,9 @@ fn fresh() -> Arc<LocalCache> {
     let cache = Arc::new(LocalCache::new());
     let server = Server::new(cache.clone(), Sent::default());
     for request in [
-        Request::New { winsize: [24, 80, 0, 0] },
+        Request::New { winsize: [24, 80, 0, 0], job: 0 },
         Request::SetSession { tty: 0, session: 7 },
-        Request::Input { tty: 0, bytes: b"ls\r".to_vec() },
+        Request::Input { tty: 0, at: None, bytes: b"ls\r".to_vec() },
     ] {
         exec::block_on(server.handle(request)).unwrap();
     }
@@ -68,9 +68,9 @@ fn terminals(cache: &LocalCache) -> [Option<Tty>; 2] {
 
 fn cases() -> Vec<Request> {
     vec![
-        Request::New { winsize: [1; 4] },
-        Request::Input { tty: 0, bytes: b"more\r".to_vec() },
-        Request::Input { tty: 0, bytes: b"\x03".to_vec() },
+        Request::New { winsize: [1; 4], job: 0 },
+        Request::Input { tty: 0, at: None, bytes: b"more\r".to_vec() },
+        Request::Input { tty: 0, at: None, bytes: b"\x03".to_vec() },
         Request::Output { tty: 0, bytes: b"hello\n".to_vec() },
         Request::Read { tty: 0, max: 100 },
         Request::SetWinsize { tty: 0, winsize: [2; 4] },
@@ -78,7 +78,7 @@ fn cases() -> Vec<Request> {
         Request::Flow { tty: 0, stop: true },
         Request::SetForeground { tty: 0, session: 7, pgid: 9 },
         Request::Release { tty: 0, session: 7 },
-        Request::Hangup { tty: 0 },
+        Request::Hangup { tty: 0, job: 0 },
     ]
 }
 
@@ -122,7 +122,7 @@ fn a_repeat_does_not_take_the_step_again() {
         let first = serve(&quiet(), &sent, once(9, false), &request);
         let server = Server::new(cache.clone(), sent.clone());
         for since in [
-            Request::Input { tty: 0, bytes: b"x\r".to_vec() },
+            Request::Input { tty: 0, at: None, bytes: b"x\r".to_vec() },
             Request::SetWinsize { tty: 0, winsize: [7; 4] },
             Request::Flow { tty: 0, stop: false },
         ] {

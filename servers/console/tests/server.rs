@@ -34,7 +34,7 @@ struct Console {
 impl Console {
     fn new() -> Console {
         let (cache, sent) = (Arc::new(LocalCache::new()), Sent::default());
-        let server = Server::new(cache.clone(), sent.clone()).incarnation(4);
+        let server = Server::new(cache.clone(), sent.clone());
         Console { cache, server, sent }
     }
     async fn ask(&self, request: Request) -> Result<Reply, Errno> {
@@ -50,7 +50,7 @@ impl Console {
         std::mem::take(&mut self.sent.0.borrow_mut())
     }
     async fn input(&self, tty: u32, bytes: &[u8]) -> u64 {
-        self.number(Request::Input { tty, bytes: bytes.to_vec() }).await
+        self.number(Request::Input { tty, at: None, bytes: bytes.to_vec() }).await
     }
     async fn output(&self, tty: u32, bytes: &[u8]) -> u64 {
         self.number(Request::Output { tty, bytes: bytes.to_vec() }).await
@@ -63,7 +63,7 @@ impl Console {
 fn run(test: impl AsyncFn(Console, u32)) {
     exec::block_on(async {
         let c = Console::new();
-        let t = c.number(Request::New { winsize: [24, 80, 0, 0] }).await as u32;
+        let t = c.number(Request::New { winsize: [24, 80, 0, 0], job: 0 }).await as u32;
         test(c, t).await;
     });
 }
@@ -71,12 +71,12 @@ fn run(test: impl AsyncFn(Console, u32)) {
 #[test]
 fn numbers_start_low_and_differ() {
     run(async |c, first| {
-        let second = c.number(Request::New { winsize: [1; 4] }).await;
+        let second = c.number(Request::New { winsize: [1; 4], job: 0 }).await;
         assert_eq!((first, second), (0, 1));
-        c.ask(Request::Remove { tty: 0 }).await.unwrap();
-        c.ask(Request::Remove { tty: 0 }).await.unwrap();
+        c.ask(Request::Remove { tty: 0, job: 0 }).await.unwrap();
+        c.ask(Request::Remove { tty: 0, job: 0 }).await.unwrap();
         assert_eq!(c.ask(Request::Read { tty: 0, max: 1 }).await, Err(errno::ENXIO));
-        assert_eq!(c.number(Request::New { winsize: [1; 4] }).await, 0);
+        assert_eq!(c.number(Request::New { winsize: [1; 4], job: 0 }).await, 0);
     });
 }
 
@@ -115,14 +115,14 @@ fn output_waits_for_the_client_and_echo_has_its_own_place() {
         c.ask(Request::Taken { tty: t, upto: 500 }).await.unwrap();
         assert_eq!(c.output(t, &[b'y'; 1000]).await, 495, "what was taken, less the echo");
         // Nobody there: nothing waits, the latest is kept.
-        c.ask(Request::Attach { tty: t, attached: false }).await.unwrap();
+        c.ask(Request::Attach { tty: t, job: 0, turn: 0, attached: false }).await.unwrap();
         for i in 0..100u32 {
             assert_eq!(c.output(t, format!("{i:>1000}").as_bytes()).await, 1000);
         }
         let now = c.tty(t).await;
         assert_eq!(now.output.len(), Tty::OUTPUT);
         assert!(now.output.ends_with(b" 99"));
-        let from = c.number(Request::Attach { tty: t, attached: true }).await;
+        let from = c.number(Request::Attach { tty: t, job: 0, turn: 0, attached: true }).await;
         assert_eq!(now.output_since(from).unwrap().len(), Tty::OUTPUT);
         assert_eq!(now.output_since(from - 1), None);
     });
@@ -169,7 +169,9 @@ fn the_largest_terminal_fits_its_object() {
         foreground: u32::MAX,
         session: u32::MAX,
         winsize: [u16::MAX; 4],
-        client: (255, u64::MAX),
+        typed: u64::MAX,
+        job: u64::MAX,
+        turn: u64::MAX,
         ..clustix_console::discipline::new_tty([0; 4])
     };
     let capacity = clustix_ccache::set::descriptor(clustix_ccache::set::TTY).unwrap().capacity;
@@ -210,14 +212,14 @@ fn a_hang_up_ends_reads_and_fails_writes() {
         c.ask(Request::SetSession { tty: t, session: 10 }).await.unwrap();
         c.ask(Request::SetForeground { tty: t, session: 10, pgid: 12 }).await.unwrap();
         c.input(t, b"last\n").await;
-        c.ask(Request::Hangup { tty: t }).await.unwrap();
+        c.ask(Request::Hangup { tty: t, job: 0 }).await.unwrap();
         let (group, leader) = (Target::Group(12), Target::Process(10));
         assert_eq!(c.signals(), [(group, 1), (group, 18), (leader, 1), (leader, 18)]);
         assert_eq!(c.read(t).await.bytes, b"last\n");
         assert!(c.read(t).await.eof && c.read(t).await.eof);
         for request in [
             Request::Output { tty: t, bytes: b"x".to_vec() },
-            Request::Input { tty: t, bytes: b"x".to_vec() },
+            Request::Input { tty: t, at: None, bytes: b"x".to_vec() },
         ] {
             assert_eq!(c.ask(request).await, Err(errno::EIO));
         }
@@ -225,14 +227,41 @@ fn a_hang_up_ends_reads_and_fails_writes() {
 }
 
 #[test]
-fn a_lost_client_holds_nobody_up() {
+fn a_client_that_is_gone_holds_nobody_up() {
     run(async |c, t| {
         while c.output(t, &[b'x'; 4000]).await > 0 {}
-        c.ask(Request::ClientsLost { node: 0, incarnation: 3 }).await.unwrap();
-        c.ask(Request::ClientsLost { node: 1, incarnation: 9 }).await.unwrap();
-        assert_eq!(c.output(t, b"y").await, 0, "another client's loss");
-        c.ask(Request::ClientsLost { node: 0, incarnation: 4 }).await.unwrap();
+        assert_eq!(c.output(t, b"y").await, 0);
+        c.ask(Request::Attach { tty: t, job: 0, turn: 0, attached: false }).await.unwrap();
         assert_eq!(c.output(t, b"y").await, 1);
+    });
+}
+
+#[test]
+fn what_was_typed_is_taken_once() {
+    run(async |c, t| {
+        let input = |at, bytes: &[u8]| Request::Input { tty: t, at, bytes: bytes.to_vec() };
+        assert_eq!(c.number(input(Some(0), b"one\n")).await, 4);
+        assert_eq!(c.number(input(Some(0), b"one\ntwo\n")).await, 8);
+        assert_eq!(c.number(input(Some(4), b"two\n")).await, 4, "all of it was there");
+        assert_eq!(c.number(input(None, b"x\n")).await, 2);
+        assert_eq!(c.tty(t).await.typed, 8, "what is not the client's does not count");
+        for line in [&b"one\n"[..], b"two\n", b"x\n"] {
+            assert_eq!(c.read(t).await.bytes, line);
+        }
+    });
+}
+
+#[test]
+fn a_terminal_obeys_its_own_job() {
+    run(async |c, t| {
+        for request in [
+            Request::Attach { tty: t, job: 9, turn: 0, attached: false },
+            Request::Hangup { tty: t, job: 9 },
+        ] {
+            assert_eq!(c.ask(request).await, Err(errno::ENXIO));
+        }
+        c.ask(Request::Remove { tty: t, job: 9 }).await.unwrap();
+        assert!(c.tty(t).await.attached);
     });
 }
 

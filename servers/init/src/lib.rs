@@ -8,7 +8,7 @@
 //! 3. It may itself die: the kernel restarts it, starting a domain that runs does nothing, and all
 //!    that it tells others it may tell again.
 //!
-//! Nobody calls it; it calls the kernel, ccache, and the process and console servers.
+//! Nobody calls it; it calls the kernel, ccache and the process server.
 
 #![forbid(unsafe_code)]
 
@@ -36,11 +36,10 @@ pub fn main(boot: Boot) -> Result<(), BootError> {
     });
     let cache = CacheClient::new(&boot)?;
     let process = boot.channel("process")?;
-    let console = boot.channel("console")?;
     // Threads are made before the sandbox closes.
     let deaths = Arc::new(supervise::Deaths::new(&boot.kernel).map_err(BootError::Socket)?);
     boot.enter_sandbox(None)?;
-    let servers = tell::Servers { process, console, node: boot.node };
+    let servers = tell::Servers { process };
     let supervised = supervise::Supervisor::new(&boot, roles, cache.clone(), servers.clone());
     let cluster = cluster::Cluster::new(&boot, cache, servers);
     let tasks: [Task<'_>; 3] = [

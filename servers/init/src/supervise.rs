@@ -16,8 +16,6 @@ use std::time::{SystemTime, UNIX_EPOCH};
 
 /// The domain whose death is the death of its programs.
 const PERSONALITY: &str = "posix";
-/// The domain whose death is the end of its clients' connections.
-const CONTROL: &str = "control";
 
 /// `CLOCK_REALTIME`, seconds.
 pub(crate) fn wall_s() -> i64 {
@@ -117,7 +115,7 @@ impl Supervisor {
             let heard = deaths.inner.bell.load(Ordering::Acquire);
             while let Some(event) = deaths.take() {
                 tracing::warn!("{} (pid {}) died: {:?}", event.role, event.pid, event.status);
-                if [PERSONALITY, CONTROL].contains(&event.role.as_str()) {
+                if event.role == PERSONALITY {
                     self.mourned.borrow_mut().push_back(event);
                     self.mourning.fetch_add(1, Ordering::Release);
                     exec::wake_all(&self.mourning);
@@ -163,11 +161,7 @@ impl Supervisor {
                 exec::changed(&self.mourning, heard).await;
                 continue;
             };
-            if event.role == PERSONALITY {
-                self.servers.personality_lost(self.incarnation).await;
-            } else {
-                self.servers.clients_lost(self.incarnation).await;
-            }
+            self.servers.personality_lost(self.incarnation).await;
             self.buried.borrow_mut().push_back(event);
             deaths.inner.ring();
         }

@@ -1,9 +1,9 @@
-//! What init tells servers: each call bounded in time, so that a server that hangs holds up nothing.
+//! What init tells the process server: each call bounded in time, so that a server that hangs holds up nothing.
 
 use clustix_pd::exec::{self, Either};
 use clustix_pd::{Client, rpc};
 use clustix_proto::once::Asked;
-use clustix_proto::{Answer, console, process};
+use clustix_proto::{Answer, process};
 use serde::Serialize;
 use serde::de::DeserializeOwned;
 
@@ -13,13 +13,10 @@ const CALL_NS: u64 = 3_000_000_000;
 const URGENT_NS: u64 = 5_000_000_000;
 const PAUSE_NS: u64 = 20_000_000;
 
-/// The servers that init talks to.
+/// The server that init talks to.
 #[derive(Clone)]
 pub(crate) struct Servers {
     pub(crate) process: Client,
-    pub(crate) console: Client,
-    /// This node.
-    pub(crate) node: u8,
 }
 
 async fn call<Q: Serialize, R: DeserializeOwned>(to: &Client, request: &Q) -> Result<R, String> {
@@ -49,23 +46,16 @@ async fn insist<Q: Serialize, R: DeserializeOwned>(to: &Client, request: &Q) -> 
 }
 
 impl Servers {
-    /// All incarnations of `node` up to this one are dead. Whether both servers have taken note.
+    /// All incarnations of `node` up to this one are dead. Whether the server has taken note.
     pub(crate) async fn node_lost(&self, node: u8, incarnation: u64) -> bool {
         let lost = process::Request::NodeLost { node, incarnation };
-        let ended = call::<_, process::Reply>(&self.process, &lost).await;
-        let lost = console::Request::ClientsLost { node, incarnation };
-        let detached = call::<_, console::Reply>(&self.console, &lost).await;
-        match (ended, detached) {
-            (Ok(_), Ok(_)) => {
+        match call::<_, process::Reply>(&self.process, &lost).await {
+            Ok(_) => {
                 tracing::info!("incarnations of node {node} up to {incarnation} are dead");
                 true
             }
-            (ended, detached) => {
-                tracing::warn!(
-                    "the loss of node {node} was not taken note of: process: {:?}, console: {:?}",
-                    ended.err(),
-                    detached.err()
-                );
+            Err(e) => {
+                tracing::warn!("the loss of node {node} was not taken note of: {e}");
                 false
             }
         }
@@ -76,14 +66,6 @@ impl Servers {
         let lost = process::Request::PersonalityLost { incarnation };
         if let Err(e) = insist::<_, process::Reply>(&self.process, &lost).await {
             tracing::error!("the programs of the dead personality may still be listed: {e}");
-        }
-    }
-
-    /// This node's control died, and every client's connection with it.
-    pub(crate) async fn clients_lost(&self, incarnation: u64) {
-        let lost = console::Request::ClientsLost { node: self.node, incarnation };
-        if let Err(e) = insist::<_, console::Reply>(&self.console, &lost).await {
-            tracing::error!("terminals of lost clients may still be attached: {e}");
         }
     }
 }

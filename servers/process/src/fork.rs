@@ -3,9 +3,20 @@
 use crate::server::{COMMAND_MAX, GROUPS_MAX, Server, join, recall, remember, wall_s};
 use clustix_ccache::cache::{Cache, Version};
 use clustix_proto::errno::{self, Errno};
+use clustix_proto::job::{self, Job, Start};
 use clustix_proto::object::{Attempts, Draft};
 use clustix_proto::once::Record;
 use clustix_proto::process::{Group, MAX_CHILDREN, Pid, Process, Reply, name};
+
+/// Who is to be a process: [`clustix_proto::process::Request::Spawn`].
+pub(crate) struct Program {
+    pub(crate) uid: u32,
+    pub(crate) gid: u32,
+    pub(crate) groups: Vec<u32>,
+    pub(crate) command: Vec<u8>,
+    pub(crate) tty: Option<u32>,
+    pub(crate) start: Option<Start>,
+}
 
 /// Most PIDs in a row that may turn out to be in use.
 const MOST_TAKEN: u32 = 100;
@@ -28,12 +39,9 @@ impl<C: Cache> Server<C> {
     pub(crate) async fn spawn(
         &self,
         record: Option<&Record>,
-        uid: u32,
-        gid: u32,
-        groups: Vec<u32>,
-        mut command: Vec<u8>,
-        tty: Option<u32>,
+        program: Program,
     ) -> Result<Reply, Errno> {
+        let Program { uid, gid, groups, mut command, tty, start } = program;
         if groups.len() > GROUPS_MAX {
             return Err(errno::EINVAL);
         }
@@ -62,8 +70,21 @@ impl<C: Cache> Server<C> {
                 no_cldstop: false,
                 execed: false,
                 claimed: true,
+                job: start.map(|s| s.job),
                 ..Process::init(wall_s())
             };
+            if let Some(start) = start {
+                let started = job::name(start.job);
+                let mut job: Job = d.load(started).await?.ok_or(errno::ESTALE)?;
+                if job.starts != start.starts || job.ending.is_some() {
+                    return Err(errno::ESTALE);
+                }
+                if job.starts > 0 {
+                    job.restarts = job.restarts.saturating_sub(1);
+                }
+                (job.pid, job.starts) = (pid, job.starts + 1);
+                d.store(started, &job)?;
+            }
             d.store(name::process(pid), &p)?;
             d.store(name::group(pid), &Group { sid: pid, members: vec![pid] })?;
             if d.commit_once(record, &Reply::Pid(pid)).await? {

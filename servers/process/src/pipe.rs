@@ -13,7 +13,7 @@ use clustix_ccache::set::Class;
 use clustix_pd::exec;
 use clustix_proto::errno::{self, Errno};
 use clustix_proto::object::{Attempts, Draft, load};
-use clustix_proto::process::{Ends, Pipe, name};
+use clustix_proto::process::{Ends, Pipe, Process, name};
 use std::sync::atomic::{AtomicU64, Ordering};
 
 /// Most bytes that one step moves.
@@ -230,7 +230,7 @@ async fn change_ends<C: Cache>(
         if p == old {
             return Ok(());
         }
-        if p.readers.is_empty() && p.writers.is_empty() {
+        if p.readers.is_empty() && p.writers.is_empty() && !p.of_job {
             let used = p.tail.div_ceil(Pipe::CHUNK).min(Pipe::CHUNKS);
             for i in 0..used {
                 let n = name::pipebuf(number, i as u32);
@@ -255,41 +255,55 @@ pub async fn write<C: Cache>(cache: &C, number: u64, bytes: &[u8]) -> Result<Ste
     let mut attempts = Attempts::new();
     loop {
         let mut d = Draft::once(cache);
-        let Some(mut p) = d.load::<Pipe>(name::pipe(number)).await? else {
-            return Err(errno::EPIPE);
-        };
-        if p.readers.is_empty() {
-            return Err(errno::EPIPE);
-        }
-        if bytes.is_empty() {
-            return Ok(Step::Done(0));
-        }
-        align(&mut p);
-        let space = usize::try_from(room(&p)).unwrap_or(0);
-        let need = if bytes.len() <= Pipe::ATOMIC { bytes.len() } else { 1 };
-        if space < need {
-            return Ok(Step::WouldBlock(name::pipe(number), d.version(name::pipe(number))));
-        }
-        let count = bytes.len().min(space);
-        let mut rest = bytes.get(..count).unwrap_or_default();
-        while !rest.is_empty() {
-            let offset = (p.tail % Pipe::CHUNK) as usize;
-            let n = chunk(number, p.tail);
-            // The chunk is rewritten from its start; what stands before `offset` is this round's.
-            let mut data = d.load_bytes(n).await?.unwrap_or_default();
-            data.resize(offset, 0);
-            let (now, later) = rest.split_at(rest.len().min(Pipe::CHUNK as usize - offset));
-            data.extend_from_slice(now);
-            d.store_bytes(n, data);
-            p.tail += now.len() as u64;
-            rest = later;
-        }
-        d.store(name::pipe(number), &p)?;
-        if d.commit().await? {
-            return Ok(Step::Done(count));
+        let p: Pipe = d.load(name::pipe(number)).await?.ok_or(errno::EPIPE)?;
+        match fill(&mut d, number, p, bytes).await? {
+            Step::Done(count) if count > 0 => {
+                if d.commit().await? {
+                    return Ok(Step::Done(count));
+                }
+            }
+            step => return Ok(step),
         }
         attempts.again().await?;
     }
+}
+
+/// Puts as much into the pipe as it may take now: what is to be committed. EPIPE: no read end is open.
+async fn fill<C: Cache>(
+    d: &mut Draft<'_, C>,
+    number: u64,
+    mut p: Pipe,
+    bytes: &[u8],
+) -> Result<Step, Errno> {
+    if p.readers.is_empty() {
+        return Err(errno::EPIPE);
+    }
+    if bytes.is_empty() {
+        return Ok(Step::Done(0));
+    }
+    align(&mut p);
+    let space = usize::try_from(room(&p)).unwrap_or(0);
+    let need = if bytes.len() <= Pipe::ATOMIC { bytes.len() } else { 1 };
+    if space < need {
+        return Ok(Step::WouldBlock(name::pipe(number), d.version(name::pipe(number))));
+    }
+    let count = bytes.len().min(space);
+    let mut rest = bytes.get(..count).unwrap_or_default();
+    while !rest.is_empty() {
+        let offset = (p.tail % Pipe::CHUNK) as usize;
+        let n = chunk(number, p.tail);
+        // The chunk is rewritten from its start; what stands before `offset` is this round's.
+        let mut data = d.load_bytes(n).await?.unwrap_or_default();
+        data.resize(offset, 0);
+        let (now, later) = rest.split_at(rest.len().min(Pipe::CHUNK as usize - offset));
+        data.extend_from_slice(now);
+        d.store_bytes(n, data);
+        p.tail += now.len() as u64;
+        rest = later;
+    }
+    p.written += count as u64;
+    d.store(name::pipe(number), &p)?;
+    Ok(Step::Done(count))
 }
 
 /// read(2), one step: at most `max` bytes (and [`STEP`]) are appended to `out`. EIO: bytes were
@@ -319,25 +333,144 @@ pub async fn read<C: Cache>(
             return Ok(Step::Done(0));
         }
         let count = p.len().min(max as u64).min(Pipe::CAPACITY);
-        let end = p.head + count;
-        let mut bytes = Vec::new();
-        let mut torn = false;
-        while p.head < end {
-            let offset = (p.head % Pipe::CHUNK) as usize;
-            let here = ((Pipe::CHUNK as usize - offset) as u64).min(end - p.head) as usize;
-            // Not part of the transaction: nobody writes a chunk without the pipe's object, and
-            // that must be unchanged.
-            cache.get(chunk(number, p.head), &mut bytes).await?;
-            match bytes.get(offset..offset + here) {
-                Some(b) => out.extend_from_slice(b),
-                None => torn = true,
-            }
-            p.head += here as u64;
-        }
-        d.store(name::pipe(number), &p)?;
+        copy(cache, number, p.head..p.head + count, out).await?;
         // Chunks that do not fit the pipe's object as it was read: it has changed since.
+        let torn = (out.len() - start) as u64 != count;
+        p.head += count;
+        d.store(name::pipe(number), &p)?;
         if !torn && d.commit().await? {
             return Ok(Step::Done(out.len() - start));
+        }
+        attempts.again().await?;
+    }
+}
+
+/// The end that a job holds: it is lost with no node.
+const OUTSIDE: Ends = Ends { node: Process::NOWHERE, incarnation: 0, count: 1 };
+
+/// A new pipe of a job ([`clustix_proto::job`]), which holds this end; nobody holds the other yet.
+pub fn of_job(end: End) -> Pipe {
+    let mut p = Pipe { of_job: true, ..Pipe::default() };
+    ends(&mut p, end).push(OUTSIDE);
+    match end {
+        End::Read => p.reader_opens = 1,
+        End::Write => p.writer_opens = 1,
+    }
+    p
+}
+
+/// The job gives its end up; the pipe stays, for a program that is started again. Idempotent.
+pub async fn leave<C: Cache>(cache: &C, number: u64, end: End) -> Result<(), Errno> {
+    change_ends(cache, number, |p| ends(p, end).retain(|e| *e != OUTSIDE)).await
+}
+
+/// There is no job any more: the pipe goes with its last end. Idempotent.
+pub async fn disown<C: Cache>(cache: &C, number: u64) -> Result<(), Errno> {
+    change_ends(cache, number, |p| {
+        p.of_job = false;
+        p.readers.retain(|e| *e != OUTSIDE);
+        p.writers.retain(|e| *e != OUTSIDE);
+    })
+    .await
+}
+
+/// A job's write, one step: the bytes from number `at` on (counted over the pipe's life). Those that stand there
+/// already, since an earlier write came true after all, are not written again, but count. EPIPE: no read end is
+/// open.
+pub async fn put<C: Cache>(cache: &C, number: u64, at: u64, bytes: &[u8]) -> Result<Step, Errno> {
+    let mut attempts = Attempts::new();
+    loop {
+        let mut d = Draft::repeatable(cache);
+        let p: Pipe = d.load(name::pipe(number)).await?.ok_or(errno::EPIPE)?;
+        let known = usize::try_from(p.written.saturating_sub(at)).unwrap_or(usize::MAX);
+        let known = known.min(bytes.len());
+        let rest = bytes.get(known..).unwrap_or_default();
+        if rest.is_empty() {
+            return Ok(Step::Done(known));
+        }
+        match fill(&mut d, number, p, rest).await? {
+            // What was there is told first.
+            Step::WouldBlock(..) if known > 0 => return Ok(Step::Done(known)),
+            Step::WouldBlock(on, version) => return Ok(Step::WouldBlock(on, version)),
+            Step::Done(count) => {
+                if d.commit().await? {
+                    return Ok(Step::Done(known + count));
+                }
+            }
+        }
+        attempts.again().await?;
+    }
+}
+
+/// A job's read, which takes nothing away: at most `max` bytes from number `from` on (counted over
+/// the pipe's life), or from the first that is still there, are appended to `out`. With the number of
+/// the first. Whether anybody will write more is not looked at.
+pub async fn peek<C: Cache>(
+    cache: &C,
+    number: u64,
+    from: u64,
+    max: usize,
+    out: &mut Vec<u8>,
+) -> Result<(u64, Step), Errno> {
+    let start = out.len();
+    let mut attempts = Attempts::new();
+    loop {
+        out.truncate(start);
+        let (p, version) = load::<C, Pipe>(cache, name::pipe(number)).await?;
+        let p = p.ok_or(errno::EIO)?;
+        let from = from.clamp(p.read(), p.written);
+        let at = p.head + (from - p.read());
+        let end = p.tail.min(at + max as u64);
+        if at == end {
+            return Ok((from, Step::WouldBlock(name::pipe(number), version)));
+        }
+        copy(cache, number, at..end, out).await?;
+        // What is read is not written over before it is taken away.
+        let (now, _) = load::<C, Pipe>(cache, name::pipe(number)).await?;
+        let whole = out.len() - start == (end - at) as usize;
+        if whole && now.is_some_and(|now| now.read() <= from) {
+            return Ok((from, Step::Done(out.len() - start)));
+        }
+        attempts.again().await?;
+    }
+}
+
+/// Appends what stands at these positions; less, if the pipe is not any more what it was.
+async fn copy<C: Cache>(
+    cache: &C,
+    number: u64,
+    positions: std::ops::Range<u64>,
+    out: &mut Vec<u8>,
+) -> Result<(), Errno> {
+    let mut bytes = Vec::new();
+    let mut at = positions.start;
+    while at < positions.end {
+        let offset = (at % Pipe::CHUNK) as usize;
+        let here = ((Pipe::CHUNK as usize - offset) as u64).min(positions.end - at) as usize;
+        // Not part of the transaction: nobody writes a chunk without the pipe's object, and that
+        // must be unchanged.
+        cache.get(chunk(number, at), &mut bytes).await?;
+        let Some(b) = bytes.get(offset..offset + here) else { return Ok(()) };
+        out.extend_from_slice(b);
+        at += here as u64;
+    }
+    Ok(())
+}
+
+/// Takes away what a job has taken: all bytes below this number. Idempotent.
+pub async fn skip<C: Cache>(cache: &C, number: u64, upto: u64) -> Result<(), Errno> {
+    let mut attempts = Attempts::new();
+    loop {
+        let mut d = Draft::repeatable(cache);
+        let Some(mut p) = d.load::<Pipe>(name::pipe(number)).await? else { return Ok(()) };
+        let more = upto.min(p.written).saturating_sub(p.read());
+        if more == 0 {
+            return Ok(());
+        }
+        p.head += more;
+        d.store(name::pipe(number), &p)?;
+        if d.commit().await? {
+            return Ok(());
         }
         attempts.again().await?;
     }

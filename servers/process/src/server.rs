@@ -1,5 +1,6 @@
 //! The server: what it knows, and which request goes where.
 
+use crate::fork::Program;
 use crate::pid::Cursor;
 use clustix_ccache::cache::Cache;
 use clustix_pd::exec;
@@ -55,8 +56,9 @@ impl<C: Cache> Server<C> {
     async fn serve(&self, record: Option<&Record>, operator: bool, request: Request) -> Response {
         let done = |()| Reply::Done;
         match request {
-            Request::Spawn { uid, gid, groups, command, tty } => {
-                self.spawn(record, uid, gid, groups, command, tty).await
+            Request::Spawn { uid, gid, groups, command, tty, start } => {
+                let program = Program { uid, gid, groups, command, tty, start };
+                self.spawn(record, program).await
             }
             Request::Fork { parent, exit_signal, request } => {
                 self.fork(parent, exit_signal, request).await

@@ -44,7 +44,14 @@ fn pid(reply: Response) -> Pid {
 }
 
 fn spawn() -> Request {
-    Request::Spawn { uid: 0, gid: 0, groups: Vec::new(), command: b"a".to_vec(), tty: None }
+    Request::Spawn {
+        uid: 0,
+        gid: 0,
+        groups: Vec::new(),
+        command: b"a".to_vec(),
+        tty: None,
+        start: None,
+    }
 }
 
 /// A process and a child of it, with a pending signal each.

@@ -6,7 +6,8 @@ use clustix_ccache::cache::Cache;
 use clustix_pd::exec;
 use clustix_process::pipe::{self, End, Step};
 use clustix_proto::errno;
-use clustix_proto::process::{Pipe, Request, fifo};
+use clustix_proto::object::{Draft, load};
+use clustix_proto::process::{Pipe, Request, fifo, name};
 use common::{Cluster, INCARNATION, Node, Random};
 use std::collections::VecDeque;
 
@@ -44,6 +45,120 @@ fn bytes_come_out_as_they_went_in_and_the_end_is_told() {
         pipe::close(a, p, End::Read, INCARNATION).await.unwrap();
         assert_eq!(c.cache.len(), 1, "nothing is left but init");
         assert_eq!(pipe::write(a, p, b"x").await, Err(errno::EPIPE));
+    });
+}
+
+#[test]
+fn a_jobs_end_reads_without_taking_and_takes_once() {
+    run(async |c| {
+        let (a, b) = (&c.nodes[0], &c.nodes[1]);
+        let number = 1 << 61 | 5;
+        let mut d = Draft::repeatable(a);
+        d.store(name::pipe(number), &pipe::of_job(End::Read)).unwrap();
+        assert!(d.commit().await.unwrap());
+        let peek = async |n: &Node, from, max| {
+            let mut out = Vec::new();
+            let (at, step) = pipe::peek(n, number, from, max, &mut out).await.unwrap();
+            let blocks = matches!(step, Step::WouldBlock(..));
+            assert_eq!(blocks, out.is_empty(), "{step:?}");
+            (at, out)
+        };
+        assert_eq!(peek(a, 0, 9).await, (0, vec![]));
+        pipe::open(a, number, End::Write, INCARNATION).await.unwrap();
+        pipe::write(a, number, b"hello world").await.unwrap();
+        for node in [a, b, a] {
+            assert_eq!(peek(node, 0, 5).await, (0, b"hello".to_vec()));
+            assert_eq!(peek(node, 6, 50).await, (6, b"world".to_vec()));
+        }
+        pipe::skip(b, number, 6).await.unwrap();
+        pipe::skip(a, number, 6).await.unwrap();
+        pipe::skip(a, number, 3).await.unwrap();
+        assert_eq!(peek(a, 0, 50).await, (6, b"world".to_vec()), "what is gone is passed over");
+        assert_eq!(peek(a, 11, 50).await, (11, vec![]));
+        // Chunks and rounds: numbers go on where positions are rounded up.
+        let mut at = 11;
+        let mut kept = b"world".to_vec();
+        for round in 0..40u8 {
+            let bytes = vec![round; 3000];
+            assert_eq!(pipe::write(a, number, &bytes).await, Ok(Step::Done(3000)));
+            kept.extend(&bytes);
+            at += 3000;
+            assert_eq!(peek(b, 0, 99_999).await, (at - kept.len() as u64, kept.clone()));
+            if round % 3 == 2 {
+                let half = kept.len() as u64 / if round % 2 == 0 { 2 } else { 1 };
+                pipe::skip(b, number, at - kept.len() as u64 + half).await.unwrap();
+                kept.drain(..half as usize);
+            }
+        }
+        // A lost node takes its end along, and nothing that was written; the job's own stays.
+        pipe::skip(a, number, u64::MAX).await.unwrap();
+        pipe::write(a, number, b"last").await.unwrap();
+        for server in 1..3 {
+            let lost = Request::NodeLost { node: 0, incarnation: INCARNATION };
+            c.ask(server, lost).await.unwrap();
+        }
+        let (left, _) = load::<_, Pipe>(b, name::pipe(number)).await.unwrap();
+        assert!(left.is_some_and(|p| p.writers.is_empty() && p.readers.len() == 1));
+        assert_eq!(peek(b, 0, 50).await, (at, b"last".to_vec()));
+        pipe::leave(b, number, End::Read).await.unwrap();
+        assert_eq!(peek(b, 0, 50).await, (at, b"last".to_vec()), "it outlives its ends");
+        pipe::disown(b, number).await.unwrap();
+        pipe::disown(b, number).await.unwrap();
+        assert!(pipe::peek(b, number, 0, 1, &mut Vec::new()).await.is_err(), "it is gone");
+    });
+}
+
+#[test]
+fn what_a_job_puts_twice_is_there_once() {
+    run(async |c| {
+        let (a, b) = (&c.nodes[0], &c.nodes[1]);
+        let number = 1 << 61 | 6;
+        let mut d = Draft::repeatable(a);
+        d.store(name::pipe(number), &pipe::of_job(End::Write)).unwrap();
+        assert!(d.commit().await.unwrap());
+        assert_eq!(pipe::put(a, number, 0, b"x").await, Err(errno::EPIPE), "nobody reads yet");
+        pipe::open(b, number, End::Read, INCARNATION).await.unwrap();
+        assert_eq!(pipe::put(a, number, 0, b"one two").await, Ok(Step::Done(7)));
+        assert_eq!(pipe::put(b, number, 4, b"two three").await, Ok(Step::Done(9)));
+        assert_eq!(pipe::put(a, number, 4, b"two").await, Ok(Step::Done(3)));
+        assert_eq!(read(b, number, 50).await, Ok(Ok(b"one two three".to_vec())));
+        // The job's end goes, then the reader's node: what is unread waits for the next reader.
+        pipe::put(a, number, 13, b" four").await.unwrap();
+        pipe::leave(a, number, End::Write).await.unwrap();
+        pipe::close(b, number, End::Read, INCARNATION).await.unwrap();
+        pipe::open(a, number, End::Read, INCARNATION).await.unwrap();
+        assert_eq!(read(a, number, 50).await, Ok(Ok(b" four".to_vec())));
+        assert_eq!(read(a, number, 50).await, Ok(Ok(vec![])), "the end");
+        pipe::disown(a, number).await.unwrap();
+        pipe::close(a, number, End::Read, INCARNATION).await.unwrap();
+        assert_eq!(c.cache.len(), 1, "nothing is left but init");
+    });
+}
+
+#[test]
+fn a_job_puts_each_byte_once_whatever_becomes_of_its_transactions() {
+    run(async |c| {
+        let a = &c.nodes[0];
+        let number = 1 << 61 | 6;
+        let mut d = Draft::repeatable(a);
+        d.store(name::pipe(number), &pipe::of_job(End::Write)).unwrap();
+        assert!(d.commit().await.unwrap());
+        pipe::open(a, number, End::Read, INCARNATION).await.unwrap();
+        let all: Vec<u8> = (0..40_000u32).map(|i| (i % 251) as u8).collect();
+        let (mut at, mut came) = (0, Vec::new());
+        c.faults.unknown.set(50);
+        while at < all.len() {
+            let some = &all[at..all.len().min(at + 997)];
+            if let Ok(Step::Done(n)) = pipe::put(a, number, at as u64, some).await {
+                at += n;
+            }
+            c.faults.unknown.set(0);
+            while let Ok(Ok(bytes)) = read(a, number, 4096).await {
+                came.extend(bytes);
+            }
+            c.faults.unknown.set(50);
+        }
+        assert!(came == all, "{} bytes came of {}", came.len(), all.len());
     });
 }
 

@@ -5,6 +5,8 @@ mod common;
 
 use clustix_pd::exec::{self, Either};
 use clustix_proto::errno;
+use clustix_proto::job::{self, Ending, Io, Job, Start};
+use clustix_proto::object::{Draft, load};
 use clustix_proto::process::{
     MAX_CHILDREN, Process, Reply, Request, SignalInfo, State, Target, Which, name, status, wait,
 };
@@ -20,6 +22,51 @@ const TSTP: u8 = 20;
 
 fn run(test: impl AsyncFn(Cluster)) {
     exec::block_on(async { test(Cluster::new().await).await });
+}
+
+#[test]
+fn of_two_starts_of_a_job_one_comes_true() {
+    exec::block_on(async {
+        let c = Cluster::new().await;
+        let job = 77;
+        let start = |starts| {
+            let start = Some(Start { job, starts });
+            Request::Spawn { uid: 0, gid: 0, groups: vec![], command: vec![], tty: None, start }
+        };
+        assert_eq!(c.ask(0, start(0)).await, Err(errno::ESTALE), "there is no such job");
+        let new = Job {
+            pid: 0,
+            starts: 0,
+            io: Io::Null,
+            attendant: None,
+            turn: 0,
+            ending: None,
+            kept: false,
+            restarts: 2,
+            command: None,
+        };
+        let mut d = Draft::repeatable(&c.nodes[0]);
+        d.store(job::name(job), &new).unwrap();
+        assert!(d.commit().await.unwrap());
+        let Ok(Reply::Pid(first)) = c.ask(0, start(0)).await else { panic!() };
+        assert_eq!(c.ask(1, start(0)).await, Err(errno::ESTALE));
+        let Ok(Reply::Pid(second)) = c.ask(1, start(1)).await else { panic!() };
+        let (now, _) = load::<_, Job>(&c.nodes[0], job::name(job)).await.unwrap();
+        let now = now.unwrap();
+        assert_eq!(
+            (now.pid, now.starts, now.restarts),
+            (second, 2, 1),
+            "the first start is none again"
+        );
+        let mut d = Draft::repeatable(&c.nodes[0]);
+        let _: Option<Job> = d.load(job::name(job)).await.unwrap();
+        d.store(job::name(job), &Job { ending: Some(Ending::Over), ..now }).unwrap();
+        assert!(d.commit().await.unwrap());
+        assert_eq!(c.ask(0, start(2)).await, Err(errno::ESTALE), "it is being removed");
+        for pid in [first, c.fork(second).await] {
+            assert_eq!(c.process(pid).await.unwrap().job, Some(job));
+        }
+    });
 }
 
 #[test]
@@ -457,7 +504,14 @@ fn what_runs_on_a_lost_node_ends_with_a_verdict() {
         c.check().await;
         // A later incarnation's are not meant.
         let again = clustix_process::Server::new(c.nodes[2].clone(), INCARNATION + 1);
-        let spawn = Request::Spawn { uid: 0, gid: 0, groups: vec![], command: vec![], tty: None };
+        let spawn = Request::Spawn {
+            uid: 0,
+            gid: 0,
+            groups: vec![],
+            command: vec![],
+            tty: None,
+            start: None,
+        };
         let Ok(Reply::Pid(new)) = again.handle(false, spawn).await else { panic!() };
         for survivor in [0, 1] {
             let r = Request::NodeLost { node: 2, incarnation: INCARNATION };

@@ -67,8 +67,12 @@ pub struct Tty {
     pub output_taken: u64,
     /// A client is attached (else output is not waited for).
     pub attached: bool,
-    /// The node that the client attached from, and its incarnation.
-    pub client: (u8, u64),
+    /// Bytes of the client's ever taken.
+    pub typed: u64,
+    /// The job that it is the terminal of ([`crate::job`]).
+    pub job: u64,
+    /// The latest turn of that job in which a client attached or detached.
+    pub turn: u64,
     /// Signals that steps have brought about, and that are still to be sent: to whom, which.
     pub owed: Vec<(Target, u8)>,
     /// Signals ever taken off `owed`: the number of its first.
@@ -102,11 +106,12 @@ pub const fn tty(number: u32) -> Name {
 #[derive(Clone, PartialEq, Eq, Debug, Serialize, Deserialize)]
 #[allow(missing_docs)] // fields are what the request's doc says
 pub enum Request {
-    /// Makes a terminal with a client attached. Replies its number.
-    New { winsize: [u16; 4] },
-    /// A client's keystrokes, through the line discipline (echo, editing, signals). Replies how many
+    /// Makes a terminal of a job, with a client attached. Replies its number.
+    New { winsize: [u16; 4], job: u64 },
+    /// A client's keystrokes, through the line discipline (echo, editing, signals); `at`: how many it typed
+    /// before, so that those which were taken already are not taken again. Replies how many
     /// bytes were taken; fewer: the input is full, wait for the object to change.
-    Input { tty: u32, bytes: Vec<u8> },
+    Input { tty: u32, at: Option<u64>, bytes: Vec<u8> },
     /// A program's output, through OPOST. Replies how many bytes were taken; 0: full, wait for the
     /// object to change.
     Output { tty: u32, bytes: Vec<u8> },
@@ -115,9 +120,10 @@ pub enum Request {
     Read { tty: u32, max: u32 },
     /// The attached client has taken output up to this position.
     Taken { tty: u32, upto: u64 },
-    /// A client attaches (output is kept for it from now on) or detaches. Replies the position where
-    /// the kept output starts.
-    Attach { tty: u32, attached: bool },
+    /// A client of the terminal's job attaches (output is kept for it from now on) or detaches, in its turn. Replies
+    /// the position where the kept output starts. ENXIO: the terminal is another job's; ESTALE: another client has
+    /// come since.
+    Attach { tty: u32, job: u64, turn: u64, attached: bool },
     /// TCSETS and its kin.
     SetTermios { tty: u32, termios: Termios, flush_input: bool },
     /// TCFLSH: discards unread input, unsent output.
@@ -135,21 +141,18 @@ pub enum Request {
     /// The session's leader ended, or gave the terminal up (TIOCNOTTY): SIGHUP and SIGCONT to the
     /// foreground group; the terminal is no session's.
     Release { tty: u32, session: Pid },
-    /// The client went away: SIGHUP and SIGCONT to the session's leader and foreground group; reads
-    /// end with end-of-file, writes with EIO.
-    Hangup { tty: u32 },
-    /// The clients that attached from this node, in incarnations up to this one, are gone: their
-    /// terminals are detached. Acts on what has its primary here.
-    ClientsLost { node: u8, incarnation: u64 },
-    /// The terminal is no longer needed.
-    Remove { tty: u32 },
+    /// The client of the terminal's job went away: SIGHUP and SIGCONT to the session's leader and foreground
+    /// group; reads end with end-of-file, writes with EIO. ENXIO: the terminal is another job's.
+    Hangup { tty: u32, job: u64 },
+    /// The terminal is no longer needed, if it is this job's.
+    Remove { tty: u32, job: u64 },
 }
 
 impl Request {
     /// The terminal that is there already, and that it concerns alone.
     pub const fn tty(&self) -> Option<u32> {
         match self {
-            Request::New { .. } | Request::ClientsLost { .. } => None,
+            Request::New { .. } => None,
             Request::Input { tty, .. }
             | Request::Output { tty, .. }
             | Request::Read { tty, .. }
@@ -162,8 +165,8 @@ impl Request {
             | Request::SetForeground { tty, .. }
             | Request::SetSession { tty, .. }
             | Request::Release { tty, .. }
-            | Request::Hangup { tty }
-            | Request::Remove { tty } => Some(*tty),
+            | Request::Hangup { tty, .. }
+            | Request::Remove { tty, .. } => Some(*tty),
         }
     }
 }
@@ -184,10 +187,9 @@ impl Operation for Request {
             | Request::Release { .. }
             | Request::Hangup { .. } => Repeat::ByNumber,
             // Positions and clients only go on; a terminal is removed by who made it.
-            Request::Taken { .. }
-            | Request::Attach { .. }
-            | Request::ClientsLost { .. }
-            | Request::Remove { .. } => Repeat::Harmless,
+            Request::Taken { .. } | Request::Attach { .. } | Request::Remove { .. } => {
+                Repeat::Harmless
+            }
         }
     }
 }

@@ -67,6 +67,7 @@ errnos! {
     EOPNOTSUPP = 95, "operation not supported";
     ECONNRESET = 104, "connection reset by peer";
     ETIMEDOUT = 110, "connection timed out";
+    ESTALE = 116, "stale file handle";
     EUNSETTLED = 4095, "the outcome is not settled; between a server and its clients only: ask again";
 }
 

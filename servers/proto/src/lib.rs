@@ -6,6 +6,7 @@
 
 pub mod console;
 pub mod errno;
+pub mod job;
 pub mod memory;
 pub mod object;
 pub mod once;

@@ -1,6 +1,7 @@
 //! What control asks of a node's personality.
 
 use crate::Answer;
+use crate::job::Start;
 use crate::process::Pid;
 use clustix_ccache::name::Name;
 use serde::{Deserialize, Serialize};
@@ -8,7 +9,7 @@ use serde::{Deserialize, Serialize};
 /// Where a spawned program's descriptors 0, 1 and 2 lead.
 #[derive(Clone, PartialEq, Eq, Debug, Serialize, Deserialize)]
 pub enum Stdio {
-    /// These three pipes (stdin's read end, stdout's and stderr's write ends), made by the caller.
+    /// These three pipes, which the program opens: stdin's read end, stdout's and stderr's write ends.
     Pipes([u64; 3]),
     /// A terminal, for all three.
     Tty(u32),
@@ -21,7 +22,7 @@ pub enum Stdio {
 #[allow(missing_docs)] // fields are what the request's doc says
 pub enum Request {
     /// Starts a program on this node: `argv[0]` is looked up in PATH of `env` unless it has a slash.
-    /// Replies its PID. Not idempotent.
+    /// Replies its PID. Without `start` not idempotent; with it of several one comes true (ESTALE).
     Spawn {
         argv: Vec<Vec<u8>>,
         env: Vec<Vec<u8>>,
@@ -30,6 +31,7 @@ pub enum Request {
         gid: u32,
         groups: Vec<u32>,
         stdio: Stdio,
+        start: Option<Start>,
     },
     /// Publishes what this node's personality keeps in volatile slabs, and holds every thread at a
     /// call boundary until [`Request::Thaw`]. Idempotent.

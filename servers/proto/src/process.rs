@@ -2,6 +2,7 @@
 //! `PID % 1024`, and a node gives out PIDs whose shard has its primary here.
 
 use crate::Errno;
+use crate::job::Start;
 use crate::once::{Operation, Repeat};
 use crate::vfs::Credentials;
 use clustix_ccache::name::Name;
@@ -80,6 +81,8 @@ pub struct Process {
     /// A child of init's whose status somebody wants (`clustix run`): stays a zombie until
     /// [`Request::Wait`] with parent 1 takes it, or [`UNCLAIMED_S`] seconds have passed.
     pub claimed: bool,
+    /// The job that it, or the one it descends from, is the program of ([`crate::job`]).
+    pub job: Option<u64>,
     /// Who sent each pending signal; at most one per signal.
     pub infos: Vec<SignalInfo>,
     /// The latest calls that are not idempotent and their replies, oldest first: a retry after a
@@ -192,6 +195,7 @@ impl Process {
             no_cldstop: true,
             execed: true,
             claimed: false,
+            job: None,
             infos: Vec::new(),
             answered: Vec::new(),
         }
@@ -235,7 +239,7 @@ impl Inbox {
     }
 }
 
-/// One node's open ends of a pipe on one side.
+/// One node's open ends of a pipe on one side, or a job's ([`Process::NOWHERE`]).
 #[derive(Clone, Copy, PartialEq, Eq, Debug, Serialize, Deserialize)]
 pub struct Ends {
     /// Node slot: an end dies with its node.
@@ -265,6 +269,10 @@ pub struct Pipe {
     pub reader_opens: u64,
     /// As `reader_opens`, of writers.
     pub writer_opens: u64,
+    /// Bytes ever written: the last unread one has this number, counted from 1.
+    pub written: u64,
+    /// A job's: it outlives its ends ([`crate::job`]).
+    pub of_job: bool,
 }
 
 impl Pipe {
@@ -279,6 +287,10 @@ impl Pipe {
     /// Bytes that can be read.
     pub const fn len(&self) -> u64 {
         self.tail.saturating_sub(self.head)
+    }
+    /// Bytes ever read: the number of the first unread one, counted from 0.
+    pub const fn read(&self) -> u64 {
+        self.written.saturating_sub(self.len())
     }
     /// Whether there is nothing to read.
     pub const fn is_empty(&self) -> bool {
@@ -398,8 +410,16 @@ pub mod status {
 #[allow(missing_docs)] // fields are what the request's doc says
 pub enum Request {
     /// A process without a living parent in the cluster (`clustix run`): child of init, leader of
-    /// its own session and group, `claimed`. Runs on the serving node. Replies its PID.
-    Spawn { uid: u32, gid: u32, groups: Vec<u32>, command: Vec<u8>, tty: Option<u32> },
+    /// its own session and group, `claimed`; `start`: of a job, which learns the PID with it. Runs on the
+    /// serving node. Replies its PID. ESTALE: the job is gone, or was started meanwhile.
+    Spawn {
+        uid: u32,
+        gid: u32,
+        groups: Vec<u32>,
+        command: Vec<u8>,
+        tty: Option<u32>,
+        start: Option<Start>,
+    },
     /// fork(2): a child of `parent` on the serving node. Replies its PID.
     Fork { parent: Pid, exit_signal: u8, request: u64 },
     /// execve(2) took place: new command line, and credentials from set-id bits (effective and

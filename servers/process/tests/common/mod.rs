@@ -152,8 +152,14 @@ impl Cluster {
     }
 
     pub async fn spawn_as(&self, node: u8, uid: u32) -> Pid {
-        let request =
-            Request::Spawn { uid, gid: uid, groups: vec![], command: b"sh".to_vec(), tty: None };
+        let request = Request::Spawn {
+            uid,
+            gid: uid,
+            groups: vec![],
+            command: b"sh".to_vec(),
+            tty: None,
+            start: None,
+        };
         match self.ask(node, request).await.unwrap() {
             Reply::Pid(pid) => pid,
             r => panic!("{r:?}"),
