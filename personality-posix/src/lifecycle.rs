@@ -175,13 +175,13 @@ async fn standard_streams<S: Services>(
             node.files.update(cache, file, |f| f.refs = refs).await?;
             fd::set_table(cache, pid, &table).await
         };
-        // From here on the table holds it, and the table's end closes it.
         if let Err(e) = put.await {
             for _ in 0..refs {
                 let _ = open::drop_reference(node, file).await;
             }
             return Err(e);
         }
+        // From here on the table holds it, and the table's end closes it.
     }
     Ok(())
 }

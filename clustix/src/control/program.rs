@@ -523,7 +523,8 @@ impl Session<'_> {
                     Err(_) => self.pause().await,
                 }
             }
-            accepted += bytes.len() as u64;
+            // Where it began is the peer's word.
+            accepted = accepted.saturating_add(bytes.len() as u64);
             self.send(&Reply::Accepted(accepted));
         }
     }
@@ -688,7 +689,8 @@ impl Session<'_> {
                     Err(_) => self.pause().await,
                 }
             }
-            accepted += bytes.len() as u64;
+            // Where it began is the peer's word.
+            accepted = accepted.saturating_add(bytes.len() as u64);
             self.send(&Reply::Accepted(accepted));
         }
     }

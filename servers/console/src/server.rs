@@ -97,7 +97,7 @@ impl<C: Cache, S: Signals> Server<C, S> {
                     let new = bytes.get(known as usize..).unwrap_or_default();
                     let (taken, signals) = discipline::receive(t, new);
                     if let Some(at) = at {
-                        t.typed = t.typed.max(at) + taken as u64;
+                        t.typed = t.typed.max(at).saturating_add(taken as u64);
                     }
                     let signals = to_group(t.foreground, &signals);
                     Ok(After { signals, ..After::value(known + taken as u64) })
