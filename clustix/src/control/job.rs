@@ -16,6 +16,11 @@ const START_NS: u64 = 8_000_000_000;
 /// Between two looks at that.
 const LOOK_NS: u64 = 20_000_000;
 
+/// Longest that the end of a session is tried; a node that cannot for so long is about to leave the cluster.
+const LEAVE_NS: u64 = 60_000_000_000;
+/// Pause before that is tried again.
+const AGAIN_NS: u64 = 20_000_000;
+
 const SIGHUP: u8 = 1;
 const SIGCONT: u8 = 18;
 
@@ -274,6 +279,20 @@ pub(crate) async fn end(node: &Node, number: u64, seen: &Job, how: Ending) -> Re
             return Ok(());
         }
         attempts.again().await?;
+    }
+}
+
+/// Does what ends a session, again until it is done or the job is another's.
+pub(crate) async fn finish(node: &Node, what: &str, end: impl AsyncFn() -> Result<(), Errno>) {
+    let until = exec::now_ns() + LEAVE_NS;
+    loop {
+        match end().await {
+            Ok(()) | Err(errno::ESTALE | errno::ESRCH) => return,
+            Err(e) if exec::now_ns() >= until => {
+                return tracing::error!("node {}: {what} is left over: {e}", node.slot);
+            }
+            Err(_) => exec::sleep_until(exec::now_ns() + AGAIN_NS).await,
+        }
     }
 }
 

@@ -9,6 +9,7 @@
 //!
 //! Nobody calls it over a channel.
 
+mod attend;
 mod fsck;
 mod gate;
 mod job;
