@@ -3,6 +3,7 @@
 //! writer's program the one step after its last line may have been done or not, and no other.
 
 use crate::Cluster;
+use crate::program;
 use crate::random::Random;
 use anyhow::{Context, Result, anyhow, bail, ensure};
 use std::collections::{BTreeMap, BTreeSet};
@@ -203,14 +204,7 @@ impl Load {
     /// There is no gcc; the cluster refuses.
     pub fn start(cluster: &Arc<Cluster>, nodes: u8, random: &mut Random) -> Result<Load> {
         let folder = tempfile::tempdir()?;
-        let program = folder.path().join("load");
-        let built = Command::new("gcc")
-            .args(["-O2", "-static", "-Wall", "-Werror", "-o"])
-            .arg(&program)
-            .arg(Path::new(env!("CARGO_MANIFEST_DIR")).join("programs/load.c"))
-            .status()
-            .context("cannot run gcc")?;
-        ensure!(built.success(), "gcc failed: {built}");
+        let program = program::compiled(folder.path(), "load")?;
         cluster.sh(None, "mkdir /load /load/names /load/pages /load/sorted")?.ok()?;
         cluster.cli(["import", program.to_str().context("path")?, "/load/load"])?.ok()?;
         let worker = |(kind, id)| {

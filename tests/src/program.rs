@@ -1,6 +1,6 @@
 //! The `clustix` program and other commands, run with a bound.
 
-use anyhow::{Context, Result, bail};
+use anyhow::{Context, Result, bail, ensure};
 use std::io::Write;
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Stdio};
@@ -78,6 +78,22 @@ pub fn soft_roce_setup() -> Result<PathBuf> {
     static BUILT: OnceLock<Result<PathBuf, String>> = OnceLock::new();
     let built = BUILT.get_or_init(|| built("CLUSTIX_VM_PROGRAM", "soft-roce-setup", &[]));
     built.clone().map_err(|e| anyhow::anyhow!(e))
+}
+
+/// A static program of `tests/programs`, compiled into `folder`.
+///
+/// # Errors
+/// There is no gcc, or it refuses.
+pub fn compiled(folder: &Path, name: &str) -> Result<PathBuf> {
+    let out = folder.join(name);
+    let status = Command::new("gcc")
+        .args(["-O2", "-static", "-Wall", "-Werror", "-o"])
+        .arg(&out)
+        .arg(workspace().join("tests/programs").join(name).with_extension("c"))
+        .status()
+        .context("cannot run gcc")?;
+    ensure!(status.success(), "gcc {name}.c failed: {status}");
+    Ok(out)
 }
 
 /// What the environment's `variable` says, else the release build of the program.

@@ -1,26 +1,18 @@
 //! Registers in a cluster's files, clients of them (`programs/register.c`), and the check that what
 //! all clients saw can be put in one order (linearizability).
 
-use anyhow::{Context, Result, bail, ensure};
+use crate::program;
+use anyhow::{Result, bail};
 use clustix_sim::history::{Act, Record, linearizable};
 use std::collections::{HashMap, HashSet};
 use std::path::{Path, PathBuf};
-use std::process::Command;
 
 /// Compiles the client into `folder`.
 ///
 /// # Errors
 /// There is no gcc, or it refuses.
 pub fn client(folder: &Path) -> Result<PathBuf> {
-    let out = folder.join("register");
-    let status = Command::new("gcc")
-        .args(["-O2", "-static", "-Wall", "-Werror", "-o"])
-        .arg(&out)
-        .arg(Path::new(env!("CARGO_MANIFEST_DIR")).join("programs/register.c"))
-        .status()
-        .context("cannot run gcc")?;
-    ensure!(status.success(), "gcc failed: {status}");
-    Ok(out)
+    program::compiled(folder, "register")
 }
 
 /// Script that makes `count` registers, all 0.
