@@ -20,6 +20,7 @@ use crate::network::shm::ShmNetwork;
 use crate::request::{MemberEvent, NodeStatus, OK, Reply, Request, Rights, error_label};
 use crate::slab::Slab;
 use crate::view::{MAX_NODES, View};
+use clustix_pd::urgency::Urgency;
 use clustix_pd::{Boot, Call, ChannelId, Region, Server, exec, metrics};
 use serde::{Deserialize, Serialize};
 use std::collections::{BTreeMap, HashMap, VecDeque};
@@ -212,6 +213,8 @@ pub struct Service {
     changes: u64,
     rebuilt: Vec<(u8, u64, Vec<u16>)>,
     had_lease: bool,
+    /// Whether its thread runs before others.
+    urgency: Urgency,
     /// Room for what the fabric has, between turns.
     news: Vec<FabricEvent>,
     /// The time when it was read last, in each turn of the fabric and of the timers.
@@ -341,6 +344,7 @@ impl Service {
             changes: 0,
             rebuilt: Vec::new(),
             had_lease: false,
+            urgency: Urgency::new(),
             news: Vec::new(),
             now: exec::now_ns(),
             look_at: 0,

@@ -151,21 +151,27 @@ pub fn ask(folder: &Folder, node: Option<u8>, request: &Request) -> Result<(u8, 
     Err(last.unwrap_or_else(|| anyhow!("no node answered")))
 }
 
-/// Asks every live node; a node that dies meanwhile is left out.
+/// Asks every live node; a node that dies meanwhile is left out, and one whose control dies is asked again.
 ///
 /// # Errors
-/// A node that lives refuses.
+/// A node that lives refuses, or its control dies again and again.
 pub fn ask_all(
     folder: &Folder,
     node: Option<u8>,
     request: &Request,
 ) -> Result<Vec<(u8, Vec<Reply>)>> {
+    const TRIES: u32 = 3;
     let mut answers = Vec::new();
     for slot in candidates(folder, node)? {
-        match Connection::open(folder, slot, request.clone()).and_then(|mut c| c.all()) {
-            Ok(replies) => answers.push((slot, replies)),
-            Err(_) if folder.process(slot)?.is_none() => {}
-            Err(e) => return Err(e),
+        for tried in 1..=TRIES {
+            match Connection::open(folder, slot, request.clone()).and_then(|mut c| c.all()) {
+                Ok(replies) => answers.push((slot, replies)),
+                Err(_) if folder.process(slot)?.is_none() => {}
+                // Its next one takes the connection.
+                Err(e) if tried < TRIES && e.downcast_ref::<WentAway>().is_some() => continue,
+                Err(e) => return Err(e),
+            }
+            break;
         }
     }
     Ok(answers)

@@ -4,7 +4,7 @@
 use crate::command::{Command, State};
 use crate::decide::{Findings, Report, Situation, Step};
 use crate::network::{Answer, Call, Envelope, call_once};
-use crate::node::{Config, Ended, Start, TICK, times};
+use crate::node::{Config, Ended, Start, times};
 use crate::{TypeConfig, WITNESS, node_of, raft_id};
 use clustix_ccache::request::MemberEvent;
 use clustix_ccache::succession::Incarnation;
@@ -127,7 +127,7 @@ impl Governor {
         mut told: mpsc::Receiver<Told>,
         mut forwarder: JoinHandle<Ended>,
     ) -> Ended {
-        let mut ticks = tokio::time::interval(TICK);
+        let mut ticks = tokio::time::interval(Duration::from_nanos(self.time(times::TICK)));
         ticks.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Delay);
         loop {
             metrics::beat();
@@ -144,6 +144,8 @@ impl Governor {
                         return ended;
                     }
                 }
+                () = finished(&mut self.step) => self.step = None,
+                Ok(()) = self.state.changed() => {}
                 _ = ticks.tick() => {}
             }
             if let Err(e) = self.raft.metrics().borrow().running_state.clone() {
@@ -448,7 +450,7 @@ impl Governor {
     }
 
     fn lead(&mut self, now: u64, leading_since: u64) {
-        if self.step.as_ref().is_some_and(|s| !s.is_finished()) {
+        if self.step.is_some() {
             return;
         }
         let epoch = self.state.borrow().view.epoch;
@@ -493,6 +495,14 @@ impl Governor {
                 eprintln!("member: that took too long");
             }
         }));
+    }
+}
+
+/// Ends with the step, if there is one.
+async fn finished(step: &mut Option<JoinHandle<()>>) {
+    match step {
+        Some(step) => drop(step.await),
+        None => std::future::pending().await,
     }
 }
 

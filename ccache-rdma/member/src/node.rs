@@ -90,11 +90,13 @@ pub enum Ended {
 
 /// Calls served at once.
 const MAX_CONNECTIONS: usize = 64;
-/// The loop looks around this often.
-pub(crate) const TICK: Duration = Duration::from_millis(20);
+/// Pause after a connection that could not be taken.
+const AGAIN: Duration = Duration::from_millis(20);
 /// The times of a member, which go with the lease: those given here for one of 250 ms, in
 /// milliseconds.
 pub(crate) mod times {
+    /// The loop looks around this often, beside whatever happens.
+    pub const TICK: u64 = 20;
     /// Raft's heartbeats, and bounds of its election time-outs.
     pub const HEARTBEAT: u64 = 40;
     pub const ELECTION_MIN: u64 = 120;
@@ -202,7 +204,7 @@ async fn serve(
     loop {
         let Ok(permit) = permits.clone().acquire_owned().await else { return };
         let Ok(caller) = listener.accept().await else {
-            tokio::time::sleep(TICK).await;
+            tokio::time::sleep(AGAIN).await;
             continue;
         };
         let (raft, state, tell) = (raft.clone(), state.clone(), tell.clone());

@@ -10,7 +10,7 @@ use crate::request::MemberEvent;
 use clustix_pd::{exec, metrics};
 use std::io::Write;
 
-/// Sockets are looked at, and peers' heartbeats, this often, ns.
+/// Sockets are looked at, and peers' heartbeats, this often with a lease of 250 ms, ns.
 const LOOK: u64 = 10_000_000;
 /// The same while a link is being made, ns.
 const LOOK_SOON: u64 = 1_000_000;
@@ -158,6 +158,11 @@ impl Service {
         // Whether it was this thread's own work, or it was not run.
         let ran = cpu_ns().saturating_sub(self.ran);
         self.parts.server.ran_late(late.saturating_sub(ran));
+        if let Err(e) = self.urgency.ran_late(late.saturating_sub(ran)) {
+            say(format_args!(
+                "runs no sooner than others on this machine, which has more to run than processors: {e}"
+            ));
+        }
         if late > self.parts.config.timing.late() {
             say(format_args!(
                 "this node stood still: a timer was {} ms late; it ran for {} ms since the last one; at {} ms",
@@ -190,11 +195,13 @@ impl Service {
         }
         self.ran = cpu_ns();
         let soon = self.parts.network.is_opening() || self.waiting_for_room();
-        self.look_at = now + if soon { LOOK_SOON } else { LOOK };
+        let usual = self.parts.config.timing.scaled(LOOK);
+        self.look_at = now + if soon { LOOK_SOON } else { usual };
     }
 
     fn sweep(&mut self, now: u64) {
         self.parts.server.look_for_callers();
+        self.urgency.look();
         let live = self.parts.server.channels();
         for channel in std::mem::replace(&mut self.channels, live.clone()) {
             if !live.contains(&channel) {

@@ -264,9 +264,10 @@ fn domains(folder: &Folder) -> Result<Vec<(Pd, Process)>> {
             .extend(procfs::descendants(process.pid).into_iter().map(|s| ((slot, s.pid), s.start)));
     }
     let mut found = Vec::new();
-    for (slot, replies) in ask_all(folder, None, &Request::Pds)? {
-        for reply in replies {
-            let Reply::Pds(list) = reply else { continue };
+    for (slot, _) in folder.live()? {
+        // Of one whose domains die or stand still it may not be known.
+        for (_, replies) in ask_all(folder, Some(slot), &Request::Pds).unwrap_or_default() {
+            let Some(Reply::Pds(list)) = replies.into_iter().next() else { continue };
             for pd in list.into_iter().filter(|p| p.role != CCACHE) {
                 let start = below.get(&(slot, pd.pid));
                 if let Some(process) = start.and_then(|start| Process::open(pd.pid, *start)) {

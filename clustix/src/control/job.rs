@@ -4,6 +4,7 @@
 
 use super::Node;
 use crate::wire::{Run, Stdio};
+use clustix_ccache::cache::MAX_OBJECTS;
 use clustix_pd::{CallError, exec};
 use clustix_process::pipe::{self, End};
 use clustix_proto::job::{self, Attendant, Command, Ending, Io, Job, Start};
@@ -50,8 +51,9 @@ pub(crate) async fn make(node: &Node, run: &Run) -> Result<Job, Errno> {
         pid: 0,
         starts: 0,
         io,
-        attendant: None,
-        turn: 0,
+        // As `attend` would have it.
+        attendant: (!run.kept).then(|| node.attendant()),
+        turn: if run.kept { 0 } else { run.turn },
         ending: None,
         kept: run.kept,
         restarts: run.restarts,
@@ -245,20 +247,13 @@ pub(crate) async fn end(node: &Node, number: u64, seen: &Job, how: Ending) -> Re
         Err(errno::ESRCH) => return Ok(()),
         Err(e) => return Err(e),
     };
-    match seen.io {
-        Io::Null => {}
-        Io::Pipes => {
-            for fd in 0..3 {
-                pipe::disown(&node.cache, job::pipe(number, fd)).await?;
-            }
-        }
-        Io::Terminal(_) if !hang_up => {}
-        Io::Terminal(tty) => {
-            let hangup = console::Request::Hangup { tty, job: number };
-            match node.ask_console(&hangup).await {
-                Ok(_) | Err(errno::ENXIO) => {}
-                Err(e) => return Err(e),
-            }
+    if let Io::Terminal(tty) = seen.io
+        && hang_up
+    {
+        let hangup = console::Request::Hangup { tty, job: number };
+        match node.ask_console(&hangup).await {
+            Ok(_) | Err(errno::ENXIO) => {}
+            Err(e) => return Err(e),
         }
     }
     if seen.starts > 0 && hang_up {
@@ -268,13 +263,30 @@ pub(crate) async fn end(node: &Node, number: u64, seen: &Job, how: Ending) -> Re
     if let Io::Terminal(tty) = seen.io {
         node.ask_console(&console::Request::Remove { tty, job: number }).await?;
     }
+    remove(node, number, seen.io).await
+}
+
+/// Removes the job, and first what it holds of pipes.
+async fn remove(node: &Node, number: u64, io: Io) -> Result<(), Errno> {
     let mut attempts = Attempts::new();
-    loop {
+    'again: loop {
         let mut d = Draft::repeatable(&node.cache);
-        if d.load_bytes(job::name(number)).await?.is_none() {
-            return Ok(());
+        if io == Io::Pipes {
+            for fd in 0..3 {
+                pipe::disown(&mut d, job::pipe(number, fd)).await?;
+                // Mostly all of them are one transaction.
+                if d.objects() + pipe::DISOWNED + 1 > MAX_OBJECTS {
+                    if !d.commit().await? {
+                        attempts.again().await?;
+                        continue 'again;
+                    }
+                    d = Draft::repeatable(&node.cache);
+                }
+            }
         }
-        d.remove(job::name(number));
+        if d.load_bytes(job::name(number)).await?.is_some() {
+            d.remove(job::name(number));
+        }
         if d.commit().await? {
             return Ok(());
         }

@@ -35,7 +35,8 @@ enum Deed {
     Remove,
 }
 
-/// `program`: its process, if it was ever started and its record is still there. `attended`: by a control domain
+/// `program`: its process, if it was ever started and its record is still there; `None` also where nothing follows
+/// from it: nobody else attends, and it is not to be started again. `attended`: by a control domain
 /// that is there. `alone_ns`: for how long nobody has attended who should.
 fn decide(job: &Job, program: Option<&Process>, attended: bool, alone_ns: u64) -> Deed {
     if job.ending.is_some() {
@@ -133,9 +134,12 @@ async fn look(
 ) -> Result<(), Errno> {
     let number = object.id() as u64;
     let (Some(job), _) = load::<_, Job>(&node.cache, object).await? else { return Ok(()) };
+    // A process's record that is looked at here is one more to tell of each of its changes.
     let program = match job.starts {
-        0 => None,
-        _ => load::<_, Process>(&node.cache, name::process(job.pid)).await?.0,
+        1.. if job.restarts > 0 || job.attendant.is_none() => {
+            load::<_, Process>(&node.cache, name::process(job.pid)).await?.0
+        }
+        _ => None,
     };
     let attended = match job.attendant {
         Some(attendant) => job::lives(node, attendant, members).await?,

@@ -532,6 +532,14 @@ impl Host {
             let log = self.log.as_ref().map_or(inherited, |l| l.as_fd());
             process::start(&self.program, &role, pd_end, log)?
         };
+        if self.system.pds[usize::from(n)].realtime
+            && let Err(e) = process::make_realtime(&process)
+        {
+            tracing::info!(
+                role,
+                "runs no sooner than others on a machine that has more to run than processors: {e}"
+            );
+        }
         let (page, page_fd) = crate::pd::metrics_page()?;
         self.watch(kernel_end.as_fd(), Source::Pd(n), false)?;
         self.watch(process.pidfd.as_fd(), Source::PdDeath(n), false)?;

@@ -65,6 +65,10 @@ pub struct PdDescription {
     /// hung, and is killed. 0: for ever.
     #[serde(default)]
     pub deadline_ms: u32,
+    /// Whether it runs before whatever is not real-time (SCHED_RR at the lowest priority, sched(7)), where
+    /// the host allows that: others' lives hang on its timers.
+    #[serde(default)]
+    pub realtime: bool,
 }
 
 /// Who starts a domain.

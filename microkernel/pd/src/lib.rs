@@ -21,6 +21,7 @@ pub mod processor;
 pub mod region;
 pub mod sandbox;
 pub mod socket;
+pub mod urgency;
 pub mod wire;
 
 pub use boot::{Boot, BootError};

@@ -7,6 +7,7 @@
 //! waits longer for its turn; so one whose timer was late goes back to where the scheduler puts it.
 
 use crate::exec;
+use crate::urgency::{LATE, Patience};
 use rustix::thread::CpuSet;
 
 /// Requests in a row from one processor, each of which ended a sleep, after which the server runs there only.
@@ -14,14 +15,6 @@ const ENOUGH: u32 = 4;
 
 /// Most moves between two looks, half a second apart: callers that go to and fro are not followed for ever.
 const MOVES: u32 = 50;
-
-/// A timer as late as this says that the machine has more to run than processors, ns.
-const LATE: u64 = 20_000_000;
-
-/// How long a server whose timer was late does not follow, ns: the first pause, which doubles while
-/// following makes it late again, and the longest.
-const PAUSE: u64 = 10_000_000_000;
-const LONGEST_PAUSE: u64 = 320_000_000_000;
 
 /// The processor that the calling thread runs on.
 pub fn current() -> u32 {
@@ -83,34 +76,12 @@ impl Place {
     }
 }
 
-/// How long nobody is followed after late timers.
-struct Patience {
-    /// Nobody is followed before this time; 0: now.
-    until: u64,
-    length: u64,
-}
-
-impl Patience {
-    fn waits(&self, now: impl FnOnce() -> u64) -> bool {
-        self.until != 0 && now() < self.until
-    }
-
-    /// A timer was late at `now`.
-    fn late(&mut self, now: u64) {
-        // Late again soon after a pause: it was the following.
-        if now >= self.until {
-            let again = self.until != 0 && now - self.until < self.length;
-            self.length = if again { (self.length * 2).min(LONGEST_PAUSE) } else { PAUSE };
-        }
-        self.until = now + self.length;
-    }
-}
-
 /// Keeps the calling thread on its callers' processor. For a server's one thread.
 pub struct Following {
     place: Place,
     /// Where the thread may run.
     allowed: CpuSet,
+    /// Nobody is followed while it lasts.
     patience: Patience,
 }
 
@@ -122,7 +93,7 @@ impl Following {
         (allowed.count() > 1).then(|| Following {
             place: Place::default(),
             allowed,
-            patience: Patience { until: 0, length: PAUSE },
+            patience: Patience::new(),
         })
     }
 
@@ -241,24 +212,6 @@ mod tests {
         assert_eq!(moves(&mut place), MOVES as usize);
         place.look();
         assert_eq!(moves(&mut place), MOVES as usize);
-    }
-
-    #[test]
-    fn a_pause_doubles_if_following_makes_it_late_again() {
-        let mut patience = Patience { until: 0, length: PAUSE };
-        assert!(!patience.waits(|| 1));
-        patience.late(1);
-        assert_eq!((patience.until, patience.length), (1 + PAUSE, PAUSE));
-        assert!(patience.waits(|| PAUSE));
-        // Late though it follows nobody: the machine is full still.
-        patience.late(PAUSE);
-        assert_eq!((patience.until, patience.length), (2 * PAUSE, PAUSE));
-        patience.late(2 * PAUSE + 5);
-        assert_eq!((patience.until, patience.length), (4 * PAUSE + 5, 2 * PAUSE));
-        (0..10).for_each(|_| patience.late(patience.until));
-        assert_eq!(patience.length, LONGEST_PAUSE);
-        patience.late(patience.until + LONGEST_PAUSE);
-        assert_eq!(patience.length, PAUSE);
     }
 
     #[test]

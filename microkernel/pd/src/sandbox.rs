@@ -107,6 +107,9 @@ const COMMON: &[Row] = &[
 /// itself (0), since Linux would let it move any of this user's.
 const AFFINITY: &[Row] = &[(libc::SYS_sched_setaffinity, Is(0, 0))];
 
+/// ccache's thread may become real-time, itself (0) alone.
+const URGENCY: &[Row] = &[(libc::SYS_sched_setscheduler, Is(0, 0))];
+
 /// ccache: its fabric's Unix sockets, its own timers, its arena's memory, its peers' deaths.
 const CCACHE: &[Row] = &[
     (libc::SYS_socket, Is(0, libc::AF_UNIX as u64)),
@@ -204,8 +207,8 @@ const SOFT_MEMBER: &[c_long] = &[
 /// The table: role → what it may do beyond [`COMMON`], and whether it keeps descriptors other than
 /// its kernel socket and its log. A role that is not here is a server.
 const ROLES: &[(&str, &[&[Row]], bool)] = &[
-    ("ccache", &[AFFINITY, CCACHE], true),
-    ("ccache-verbs", &[AFFINITY, CCACHE, VERBS], true),
+    ("ccache", &[AFFINITY, URGENCY, CCACHE], true),
+    ("ccache-verbs", &[AFFINITY, URGENCY, CCACHE, VERBS], true),
     ("member", &[TOKIO], true),
     ("member-tcp", &[TOKIO, TCP], true),
     ("control", &[TOKIO], true),

@@ -224,29 +224,38 @@ async fn change_ends<C: Cache>(
     loop {
         // A close that may or may not have happened is not run again: it would close another's end.
         let mut d = Draft::once(cache);
-        let Some(old) = d.load::<Pipe>(name::pipe(number)).await? else { return Ok(()) };
-        let mut p = old.clone();
-        change(&mut p);
-        if p == old {
-            return Ok(());
-        }
-        if p.readers.is_empty() && p.writers.is_empty() && !p.of_job {
-            let used = p.tail.div_ceil(Pipe::CHUNK).min(Pipe::CHUNKS);
-            for i in 0..used {
-                let n = name::pipebuf(number, i as u32);
-                if d.load_bytes(n).await?.is_some() {
-                    d.remove(n);
-                }
-            }
-            d.remove(name::pipe(number));
-        } else {
-            d.store(name::pipe(number), &p)?;
-        }
+        draft_ends(&mut d, number, &change).await?;
         if d.commit().await? {
             return Ok(());
         }
         attempts.again().await?;
     }
+}
+
+/// Changes a pipe that is there; one without ends goes, unless a job keeps it.
+async fn draft_ends<C: Cache>(
+    d: &mut Draft<'_, C>,
+    number: u64,
+    change: impl Fn(&mut Pipe),
+) -> Result<(), Errno> {
+    let Some(old) = d.load::<Pipe>(name::pipe(number)).await? else { return Ok(()) };
+    let mut p = old.clone();
+    change(&mut p);
+    if p == old {
+        return Ok(());
+    }
+    if p.readers.is_empty() && p.writers.is_empty() && !p.of_job {
+        let used = p.tail.div_ceil(Pipe::CHUNK).min(Pipe::CHUNKS);
+        for i in 0..used {
+            let n = name::pipebuf(number, i as u32);
+            if d.load_bytes(n).await?.is_some() {
+                d.remove(n);
+            }
+        }
+        d.remove(name::pipe(number));
+        return Ok(());
+    }
+    d.store(name::pipe(number), &p)
 }
 
 /// write(2), one step. EPIPE: no read end is open (the caller raises SIGPIPE). At most
@@ -364,9 +373,13 @@ pub async fn leave<C: Cache>(cache: &C, number: u64, end: End) -> Result<(), Err
     change_ends(cache, number, |p| ends(p, end).retain(|e| *e != OUTSIDE)).await
 }
 
-/// There is no job any more: the pipe goes with its last end. Idempotent.
-pub async fn disown<C: Cache>(cache: &C, number: u64) -> Result<(), Errno> {
-    change_ends(cache, number, |p| {
+/// The pipe and its chunks.
+pub const DISOWNED: usize = 1 + Pipe::CHUNKS as usize;
+
+/// There is no job any more: the pipe goes with its last end. At most [`DISOWNED`] objects more in the draft.
+/// Idempotent.
+pub async fn disown<C: Cache>(d: &mut Draft<'_, C>, number: u64) -> Result<(), Errno> {
+    draft_ends(d, number, |p| {
         p.of_job = false;
         p.readers.retain(|e| *e != OUTSIDE);
         p.writers.retain(|e| *e != OUTSIDE);

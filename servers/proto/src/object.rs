@@ -141,6 +141,11 @@ impl<'c, C: Cache> Draft<'c, C> {
         }
     }
 
+    /// Objects that it has read or means to write.
+    pub fn objects(&self) -> usize {
+        self.seen.len()
+    }
+
     /// Commits. `false`: something changed meanwhile, nothing was done, start again.
     pub async fn commit(self) -> Result<bool, Errno> {
         let repeatable = self.repeatable;

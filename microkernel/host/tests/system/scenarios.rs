@@ -21,6 +21,7 @@ fn pd(role: &str) -> PdDescription {
         keeps_descriptors: false,
         descriptors: Vec::new(),
         deadline_ms: 0,
+        realtime: false,
     }
 }
 
