@@ -11,6 +11,7 @@
 pub mod cluster;
 pub mod data;
 pub mod domains;
+pub mod gap;
 pub mod leftover;
 pub mod load;
 pub mod machines;

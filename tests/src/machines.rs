@@ -115,7 +115,14 @@ impl Lines {
     /// # Errors
     /// It cannot be started.
     pub fn start(mut command: Command) -> Result<Lines> {
-        let mut child = command.stdin(Stdio::null()).stdout(Stdio::piped()).spawn()?;
+        Lines::of(command.stdin(Stdio::null()).stdout(Stdio::piped()).spawn()?)
+    }
+
+    /// Of a child whose standard output is a pipe.
+    ///
+    /// # Errors
+    /// It is not, or somebody has taken it.
+    pub fn of(mut child: Child) -> Result<Lines> {
         let out = child.stdout.take().context("no standard output")?;
         let (sender, lines) = channel();
         std::thread::spawn(move || {

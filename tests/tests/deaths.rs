@@ -2,9 +2,11 @@
 //! doubled or out of order, and the file tree is whole at the end.
 
 use anyhow::{Context, Result, ensure};
+use clustix_tests::gap::{self, Gap};
 use clustix_tests::load::Load;
 use clustix_tests::random::Random;
 use clustix_tests::{Cluster, domains, leftover};
+use std::collections::BTreeMap;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
@@ -104,12 +106,20 @@ fn domains_die_under_load() -> Result<()> {
     let load = Load::start(&cluster, NODES, &mut random)?;
     let (mut back, mut served) = (Vec::new(), Vec::new());
     let (mut hung, mut served_then) = (Vec::new(), Vec::new());
+    let (mut gaps, mut starts) = (BTreeMap::<&str, Vec<Duration>>::new(), Vec::new());
     let mut evicted = 0;
+    gap::import(&cluster)?;
     let mut killing = || -> Result<()> {
         for round in 0..rounds {
+            // In turn: init gives a domain up that dies more than ten times in a minute.
+            let node = (round % usize::from(NODES)) as u8;
             for role in ROLES {
-                // In turn: init gives a domain up that dies more than ten times in a minute.
-                let node = (round % usize::from(NODES)) as u8;
+                let mut client = match gap::SERVERS.contains(&role) {
+                    true => Gap::start(&cluster, node, role)
+                        .and_then(|mut client| client.longest().map(|_| client))
+                        .ok(),
+                    false => None,
+                };
                 let said = || format!("round {round}, {role} of node {node}");
                 cluster.whole(&mut evicted).with_context(said)?;
                 load.more(BOUND).with_context(said)?;
@@ -125,6 +135,13 @@ fn domains_die_under_load() -> Result<()> {
                     Err(e) => return Err(e.context(said())),
                 }
                 served.push(load.served(&mark, BOUND).with_context(said)?);
+                // A client that was lost with its node tells nothing.
+                if let Some(Ok(longest)) = client.as_mut().map(Gap::longest) {
+                    gaps.entry(role).or_default().push(longest);
+                    let begin = Instant::now();
+                    cluster.command(["--version"]).output()?;
+                    starts.push(begin.elapsed());
+                }
                 // A fifth of them hang besides.
                 if round % 5 == 4 {
                     let said = || format!("round {round}, {role} of node {node} hung");
@@ -156,13 +173,13 @@ fn domains_die_under_load() -> Result<()> {
     println!("deaths: until every worker has been served: {}", shown(&mut served));
     println!("deaths: from a domain's hanging until the next: {}", shown(&mut hung));
     println!("deaths: until every worker has been served: {}", shown(&mut served_then));
-    let mut starts: Vec<Duration> = (0..20)
-        .map(|_| {
-            let begin = Instant::now();
-            cluster.command(["--version"]).output().map(|_| begin.elapsed())
-        })
-        .collect::<std::io::Result<_>>()?;
-    println!("deaths: fork, exec and main of the same program: {}", shown(&mut starts));
+    println!(
+        "deaths: fork, exec and main of the same program, beside these: {}",
+        shown(&mut starts)
+    );
+    for (role, gaps) in &mut gaps {
+        println!("deaths: the longest call to a {role} that was killed: {}", shown(gaps));
+    }
     let all = rounds * ROLES.len();
     ensure!(served.len() * 10 >= all * 8, "only {} kills of {all}", served.len());
     cluster.cli(["down"])?.ok()?;

@@ -20,6 +20,25 @@ const NODES: u8 = 3;
 const REGISTERS: u32 = 12;
 /// Commands that a client has said at once.
 const BATCH: usize = 16;
+/// What the scripts here call.
+const APPLETS: [&str; 16] = [
+    "cat",
+    "find",
+    "gunzip",
+    "gzip",
+    "head",
+    "mkdir",
+    "mv",
+    "od",
+    "rm",
+    "sh",
+    "sha256sum",
+    "sort",
+    "tr",
+    "uniq",
+    "wc",
+    "xargs",
+];
 
 /// The arguments that run a shell script in the cluster, on machine `k`'s node.
 fn script(k: u8, script: &str) -> Vec<String> {
@@ -104,6 +123,13 @@ fn serves(m: &Machines) -> Result<()> {
     let out =
         std::process::Command::new("cp").arg("-a").arg(&from).arg(share.join("bin")).output()?;
     ensure!(out.status.success(), "{}", String::from_utf8_lossy(&out.stderr));
+    // A link takes a tenth of a second in an emulated machine.
+    for entry in fs::read_dir(share.join("bin"))? {
+        let entry = entry?;
+        if !["busybox"].iter().chain(&APPLETS).any(|a| entry.file_name() == *a) {
+            fs::remove_file(entry.path())?;
+        }
+    }
     let program = registers::client(&share)?;
     ensure!(program.exists());
     clustix(m, 1, &["import", "/share/bin", "/bin"])?.ok()?;

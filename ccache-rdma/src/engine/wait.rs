@@ -15,7 +15,7 @@ use crate::name::Name;
 use crate::request::Reply;
 use crate::view::Slots;
 
-/// How long a waiter sleeps before it looks again by itself, ns.
+/// How long a waiter sleeps before it looks again by itself, with a lease of 250 ms, ns.
 const LOOK_AGAIN: u64 = 250_000_000;
 /// Most objects watched at one primary; beyond it watchers rely on their timers.
 const MAX_WATCHED: usize = 1 << 16;
@@ -111,7 +111,7 @@ impl Engine {
                         self.reply(op, Ok(Reply::Waited(None)));
                     }
                     w.stage = Stage::Asleep;
-                    return self.sleep_until(op, self.now + LOOK_AGAIN);
+                    return self.sleep_until(op, self.now + self.config.timing.scaled(LOOK_AGAIN));
                 }
                 Stage::Asleep => w.stage = Stage::Watch,
             }

@@ -15,7 +15,7 @@ use clustix_proto::process::{self, Process};
 use std::sync::atomic::Ordering;
 
 /// Pause between two looks at the view's epoch: one load of a shared word.
-const LOOK_NS: u64 = 25_000_000;
+const LOOK_NS: u64 = 50_000_000;
 /// Without the shared word a look is a call to ccache, and this far apart.
 const ASK_NS: u64 = 200_000_000;
 /// Pause before something is tried again.

@@ -2,11 +2,11 @@
 
 use std::collections::VecDeque;
 
-/// Pause before the first restart.
+/// Pause before the restart of one that died again; the first is at once.
 pub const FIRST_PAUSE_NS: u64 = 10_000_000;
 /// Longest pause; it doubles with each death up to here.
 pub const LONGEST_PAUSE_NS: u64 = 2_000_000_000;
-/// A domain that has lived this long starts again with [`FIRST_PAUSE_NS`].
+/// A domain that has lived this long is started again at once.
 pub const STABLE_NS: u64 = 10_000_000_000;
 /// More deaths than this within [`WINDOW_NS`], and a domain is not started any more.
 pub const MOST_DEATHS: usize = 10;
@@ -54,7 +54,7 @@ impl Policy {
             role,
             due: Some(now),
             started: now,
-            pause: FIRST_PAUSE_NS,
+            pause: 0,
             deaths: VecDeque::new(),
             given_up: false,
         };
@@ -91,11 +91,11 @@ impl Policy {
             return Decision::GiveUp { deaths: d.deaths.len() };
         }
         if now.saturating_sub(d.started) >= STABLE_NS {
-            d.pause = FIRST_PAUSE_NS;
+            d.pause = 0;
         }
         let at = now + d.pause;
         d.due = Some(at);
-        d.pause = (d.pause * 2).min(LONGEST_PAUSE_NS);
+        d.pause = (d.pause * 2).clamp(FIRST_PAUSE_NS, LONGEST_PAUSE_NS);
         Decision::Restart { at }
     }
 }
@@ -119,7 +119,7 @@ mod tests {
     }
 
     #[test]
-    fn the_pause_doubles_up_to_the_longest() {
+    fn the_first_is_at_once_and_then_the_pause_doubles_up_to_the_longest() {
         let mut p = policy();
         let mut now = 0;
         let mut pauses = Vec::new();
@@ -130,7 +130,7 @@ mod tests {
             pauses.push((at - now) / MS);
             now = at;
         }
-        assert_eq!(pauses, [10, 20, 40, 80, 160, 320, 640, 1280, 2000, 2000]);
+        assert_eq!(pauses, [0, 10, 20, 40, 80, 160, 320, 640, 1280, 2000]);
     }
 
     #[test]
@@ -146,7 +146,7 @@ mod tests {
         assert_eq!(p.died("vfs", now), Decision::GiveUp { deaths: MOST_DEATHS + 1 });
         assert_eq!(p.died("vfs", now), Decision::Nothing);
         assert_eq!(p.next_time(), None);
-        assert_eq!(p.died("process", now), Decision::Restart { at: now + FIRST_PAUSE_NS });
+        assert_eq!(p.died("process", now), Decision::Restart { at: now });
     }
 
     #[test]
@@ -161,14 +161,14 @@ mod tests {
         }
         while p.next_due(now).is_some() {}
         let died = now + STABLE_NS;
-        assert_eq!(p.died("vfs", died), Decision::Restart { at: died + FIRST_PAUSE_NS });
+        assert_eq!(p.died("vfs", died), Decision::Restart { at: died });
     }
 
     #[test]
     fn a_death_told_twice_counts_once() {
         let mut p = policy();
         while p.next_due(0).is_some() {}
-        p.died("vfs", 5);
+        assert_eq!(p.died("vfs", 5), Decision::Restart { at: 5 });
         assert_eq!(p.died("vfs", 6), Decision::Nothing);
         assert_eq!(p.died("stranger", 6), Decision::Nothing);
     }
