@@ -46,8 +46,9 @@ int main(int argc, char **argv)
 		}
 		uint64_t took = now() - begin;
 		longest = took > longest ? took : longest;
+		/* Not without a pause: others have work too. */
 		struct pollfd input = { .fd = 0, .events = POLLIN };
-		if (poll(&input, 1, 0) <= 0)
+		if (poll(&input, 1, 1) <= 0)
 			continue;
 		char c;
 		if (read(0, &c, 1) != 1)

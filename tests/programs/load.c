@@ -303,6 +303,7 @@ static void names(const char *dir)
         while (count > 0)
             free(all[--count]);
         say('n', turn);
+        poll(NULL, 0, 20);
     }
 }
 

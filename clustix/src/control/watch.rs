@@ -35,9 +35,9 @@ enum Deed {
     Remove,
 }
 
-/// `program`: its process, if it was ever started and its record is still there; `None` also where nothing follows
-/// from it: nobody else attends, and it is not to be started again. `attended`: by a control domain
-/// that is there. `alone_ns`: for how long nobody has attended who should.
+/// `program`: its process, if it was ever started and its record is still there; not asked for where nothing follows
+/// from it, since somebody should attend and it is not to be started again. `attended`: by a control domain that is
+/// there. `alone_ns`: for how long nobody has attended who should.
 fn decide(job: &Job, program: Option<&Process>, attended: bool, alone_ns: u64) -> Deed {
     if job.ending.is_some() {
         return Deed::Remove;
