@@ -160,15 +160,20 @@ pub fn ask_all(
     node: Option<u8>,
     request: &Request,
 ) -> Result<Vec<(u8, Vec<Reply>)>> {
-    const TRIES: u32 = 3;
+    const TRIES: u32 = 5;
+    /// Between two tries.
+    const AGAIN: Duration = Duration::from_millis(20);
     let mut answers = Vec::new();
     for slot in candidates(folder, node)? {
         for tried in 1..=TRIES {
             match Connection::open(folder, slot, request.clone()).and_then(|mut c| c.all()) {
                 Ok(replies) => answers.push((slot, replies)),
                 Err(_) if folder.process(slot)?.is_none() => {}
-                // Its next one takes the connection.
-                Err(e) if tried < TRIES && e.downcast_ref::<WentAway>().is_some() => continue,
+                // Its next one takes the connection; or the node is about to be seen as gone.
+                Err(e) if tried < TRIES && is_cut(&e) => {
+                    std::thread::sleep(AGAIN);
+                    continue;
+                }
                 Err(e) => return Err(e),
             }
             break;
@@ -179,7 +184,10 @@ pub fn ask_all(
 
 /// Whether another node may do what this error says one could not.
 pub fn is_elsewhere(e: &anyhow::Error) -> bool {
-    e.downcast_ref::<wire::Failure>().is_some_and(|f| f.elsewhere)
-        || e.downcast_ref::<WentAway>().is_some()
-        || e.downcast_ref::<std::io::Error>().is_some()
+    e.downcast_ref::<wire::Failure>().is_some_and(|f| f.elsewhere) || is_cut(e)
+}
+
+/// Whether the connection broke.
+fn is_cut(e: &anyhow::Error) -> bool {
+    e.downcast_ref::<WentAway>().is_some() || e.downcast_ref::<std::io::Error>().is_some()
 }

@@ -18,6 +18,7 @@ pub mod window;
 pub mod call;
 pub mod dispatch;
 pub mod elf;
+pub mod estate;
 pub mod exec;
 pub mod fd;
 pub mod freeze;

@@ -67,6 +67,7 @@ pub async fn spawn<S: Services>(node: &Arc<Node<S>>, spawn: Spawn) -> Result<Pid
         command: shown,
         tty,
         start: of,
+        personality: services.life().start,
     };
     let Reply::Pid(pid) = services.process(&request).await? else { return Err(EIO) };
     let made = async {
@@ -141,7 +142,7 @@ async fn standard_streams<S: Services>(
     let cache = node.services.cache();
     let mut table = FdTable::default();
     let pipe = |pipe, read| Kind::Pipe { pipe, read, write: !read, ino: 0 };
-    let incarnation = node.services.incarnation();
+    let life = node.services.life();
     let plan = match stdio {
         Stdio::Pipes([i, o, e]) => vec![
             (pipe(*i, true), flags::O_RDONLY, vec![0]),
@@ -158,7 +159,7 @@ async fn standard_streams<S: Services>(
     for (kind, access, fds) in plan {
         if let Kind::Pipe { pipe, read, .. } = kind {
             let end = if read { End::Read } else { End::Write };
-            pipe::open(cache, pipe, end, incarnation).await?;
+            pipe::open(cache, pipe, end, life).await?;
         }
         let file = match node.files.create(cache, kind, access).await {
             Ok(file) => file,

@@ -74,10 +74,10 @@ impl<S: Services> Call<'_, S> {
 /// Closes what an open file description led to.
 pub(crate) async fn close_kind<S: Services>(node: &Node<S>, kind: Kind) -> Answer<()> {
     if let Kind::Pipe { pipe, read, write, .. } = kind {
-        let incarnation = node.services.incarnation();
+        let life = node.services.life();
         for (end, held) in [(End::Read, read), (End::Write, write)] {
             if held {
-                pipe::close(node.services.cache(), pipe, end, incarnation).await?;
+                pipe::close(node.services.cache(), pipe, end, life).await?;
             }
         }
     }
@@ -275,7 +275,7 @@ async fn open_fifo<S: Services>(
     flags: u32,
 ) -> Result<i64, Errno> {
     let number = process::fifo(ino);
-    let incarnation = call.services().incarnation();
+    let life = call.services().life();
     let cache = call.cache();
     let (read, write) = match flags & O_ACCMODE {
         O_RDONLY => (true, false),
@@ -286,11 +286,11 @@ async fn open_fifo<S: Services>(
     call.node.openers.open(call.services(), ino, noted).await?;
     let opened = async {
         if read && write {
-            pipe::open(cache, number, End::Read, incarnation).await?;
-            return pipe::open(cache, number, End::Write, incarnation).await;
+            pipe::open(cache, number, End::Read, life).await?;
+            return pipe::open(cache, number, End::Write, life).await;
         }
         let end = if read { End::Read } else { End::Write };
-        pipe::open(cache, number, end, incarnation).await
+        pipe::open(cache, number, end, life).await
     };
     let others = match opened.await {
         Ok(n) => n,
@@ -335,7 +335,7 @@ fn own_descriptor(path: &[u8]) -> Option<i32> {
 /// Opens again what a descriptor of the calling process leads to.
 async fn reopen<S: Services>(call: &mut Call<'_, S>, fd: i32, flags: u32) -> Result<i64, Errno> {
     let (_, file) = call.file(fd).await.map_err(|_| ENOENT)?;
-    let incarnation = call.services().incarnation();
+    let life = call.services().life();
     match file.kind {
         Kind::Pipe { pipe, ino, .. } => {
             let read = flags & O_ACCMODE != O_WRONLY;
@@ -345,7 +345,7 @@ async fn reopen<S: Services>(call: &mut Call<'_, S>, fd: i32, flags: u32) -> Res
             }
             for (end, wanted) in [(End::Read, read), (End::Write, write)] {
                 if wanted {
-                    pipe::open(call.cache(), pipe, end, incarnation).await?;
+                    pipe::open(call.cache(), pipe, end, life).await?;
                 }
             }
             call.install(Kind::Pipe { pipe, read, write, ino }, flags).await
@@ -519,8 +519,8 @@ async fn make_pipe<S: Services>(call: &mut Call<'_, S>, flags: u32) -> Result<i6
     if flags & !(O_CLOEXEC | O_NONBLOCK) != 0 {
         return Err(EINVAL);
     }
-    let incarnation = call.services().incarnation();
-    let pipe = pipe::create(call.cache(), incarnation).await?;
+    let life = call.services().life();
+    let pipe = pipe::create(call.cache(), life).await?;
     let (r, w) = ((true, false), (false, true));
     let kind = |(read, write)| Kind::Pipe { pipe, read, write, ino: 0 };
     let reader = match call.install(kind(r), flags | O_RDONLY).await {

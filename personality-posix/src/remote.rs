@@ -4,7 +4,7 @@ use crate::services::{Death, Services, Stubs};
 use clustix_ccache::client::CacheClient;
 use clustix_ccache::set::Class;
 use clustix_pd::wire::Exit;
-use clustix_pd::{Boot, BootError, Client, Kernel, Region, Stub, StubEvent};
+use clustix_pd::{Boot, BootError, Client, Kernel, Region, Stub, StubEvent, exec};
 use clustix_proto::errno::*;
 use clustix_proto::once::{self, Lanes};
 use clustix_proto::{Errno, console, memory, process, vfs};
@@ -17,7 +17,7 @@ pub struct Remote {
     memory: Client,
     console: Client,
     stubs: KernelStubs,
-    incarnation: u64,
+    life: process::Life,
     vfs_lanes: Lanes,
     process_lanes: Lanes,
     memory_lanes: Lanes,
@@ -34,7 +34,7 @@ impl Remote {
             memory: boot.channel("memory")?,
             console: boot.channel("console")?,
             stubs: KernelStubs(boot.kernel.clone()),
-            incarnation: boot.incarnation,
+            life: process::Life { incarnation: boot.incarnation, start: exec::now_ns() },
             vfs_lanes: Lanes::new(Class::Vfs),
             process_lanes: Lanes::new(Class::Process),
             memory_lanes: Lanes::new(Class::Memory),
@@ -63,8 +63,8 @@ impl Services for Remote {
     fn stubs(&self) -> &dyn Stubs {
         &self.stubs
     }
-    fn incarnation(&self) -> u64 {
-        self.incarnation
+    fn life(&self) -> process::Life {
+        self.life
     }
 }
 

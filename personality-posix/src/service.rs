@@ -1,5 +1,6 @@
 //! The protection domain: threads beside the workers, and what control asks.
 
+use crate::estate;
 use crate::exec::Command;
 use crate::freeze;
 use crate::host;
@@ -9,7 +10,7 @@ use crate::remote::Remote;
 use crate::services::Services;
 use crate::watch;
 use clustix_pd::channel::Task;
-use clustix_pd::{Boot, BootError, Call};
+use clustix_pd::{Boot, BootError, Call, exec};
 use clustix_proto::Errno;
 use clustix_proto::errno::EAGAIN;
 use clustix_proto::posix::Request;
@@ -31,6 +32,13 @@ pub fn main(boot: Boot) -> Result<(), BootError> {
     let services = Remote::new(&boot)?;
     boot.enter_sandbox(None)?;
     let node = Node::new(services);
+    let left = match exec::block_on(estate::clear(&node)) {
+        Ok(left) => left,
+        Err(e) => {
+            eprintln!("posix: what the one before left in the slab cannot be taken away: {e}");
+            return Ok(());
+        }
+    };
     let deaths = node.clone();
     let started =
         std::thread::Builder::new().name("deaths".into()).spawn(move || watch::deaths(&deaths));
@@ -42,6 +50,7 @@ pub fn main(boot: Boot) -> Result<(), BootError> {
         Box::pin(watch::inbox(node.clone())),
         Box::pin(watch::timers(node.clone())),
         Box::pin(node.openers.run(&node.services)),
+        Box::pin(estate::settle(node.clone(), left)),
     ];
     let handler = async |_: &Call, request: Request| serve(&node, request).await;
     service::run(&boot.server, handler, others);

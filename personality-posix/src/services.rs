@@ -22,8 +22,8 @@ pub trait Services: Send + Sync + 'static {
     fn console(&self, request: &console::Request) -> impl Future<Output = console::Response>;
     /// Where address spaces come from.
     fn stubs(&self) -> &dyn Stubs;
-    /// This node's incarnation.
-    fn incarnation(&self) -> u64;
+    /// This life of the node's personality.
+    fn life(&self) -> process::Life;
 }
 
 /// How a stub ended: a wait status as wait(2) has it.

@@ -41,7 +41,7 @@ impl Gap {
             .command(["run", "--node", &node, "--", PROGRAM, server, &file])
             .stdin(Stdio::piped())
             .stdout(Stdio::piped())
-            .stderr(Stdio::null())
+            .stderr(Stdio::inherit())
             .spawn()?;
         let input = child.stdin.take().context("a pipe")?;
         Ok(Gap { input, lines: Lines::of(child)? })

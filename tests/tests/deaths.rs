@@ -1,7 +1,7 @@
 //! Anything dies, again and again, under writers and readers of all kinds: nothing that was acknowledged is lost,
 //! doubled or out of order, and the file tree is whole at the end.
 
-use anyhow::{Context, Result, ensure};
+use anyhow::{Context, Result, anyhow, ensure};
 use clustix_tests::gap::{self, Gap};
 use clustix_tests::load::Load;
 use clustix_tests::random::Random;
@@ -115,12 +115,11 @@ fn domains_die_under_load() -> Result<()> {
             // In turn: init gives a domain up that dies more than ten times in a minute.
             let node = (round % usize::from(NODES)) as u8;
             for role in ROLES {
-                let mut client = match gap::SERVERS.contains(&role) && round < MEASURED {
-                    true => Gap::start(&cluster, node, role)
-                        .and_then(|mut client| client.longest().map(|_| client))
-                        .ok(),
-                    false => None,
-                };
+                let measured = gap::SERVERS.contains(&role) && round < MEASURED;
+                let client = measured.then(|| {
+                    let mut client = Gap::start(&cluster, node, role)?;
+                    client.longest().map(|_| client)
+                });
                 let said = || format!("round {round}, {role} of node {node}");
                 cluster.whole(&mut evicted).with_context(said)?;
                 std::thread::sleep(Duration::from_millis(random.below(100)));
@@ -135,12 +134,17 @@ fn domains_die_under_load() -> Result<()> {
                     Err(e) => return Err(e.context(said())),
                 }
                 served.push(load.served(&mark, BOUND).with_context(said)?);
-                // A client that was lost with its node tells nothing.
-                if let Some(Ok(longest)) = client.as_mut().map(Gap::longest) {
-                    gaps.entry(role).or_default().push(longest);
-                    let begin = Instant::now();
-                    cluster.command(["--version"]).output()?;
-                    starts.push(begin.elapsed());
+                match client.map(|client| client.and_then(|mut client| client.longest())) {
+                    None => {}
+                    Some(Ok(longest)) => {
+                        gaps.entry(role).or_default().push(longest);
+                        let begin = Instant::now();
+                        cluster.command(["--version"]).output()?;
+                        starts.push(begin.elapsed());
+                    }
+                    // One that was lost with its node tells nothing.
+                    Some(Err(_)) if is_down(&cluster, node)? => {}
+                    Some(Err(e)) => return Err(e.context(said())),
                 }
                 // A fifth of them hang besides.
                 if round % 5 == 4 {
@@ -176,6 +180,7 @@ fn domains_die_under_load() -> Result<()> {
         "deaths: fork, exec and main of the same program, beside these: {}",
         shown(&mut starts)
     );
+    ensure!(gaps.len() == gap::SERVERS.len(), "some servers' clients were all lost: {gaps:?}");
     for (role, gaps) in &mut gaps {
         println!("deaths: the longest call to a {role} that was killed: {}", shown(gaps));
     }
@@ -202,10 +207,19 @@ fn both_ends_of_a_pipeline_hear_of_its_middles_death() -> Result<()> {
         .stderr(Stdio::piped())
         .spawn()?;
     let mut out = reader.stdout.take().context("a pipe")?;
-    let mut got = vec![0; 1 << 20];
-    out.read_exact(&mut got)?;
+    let (all_told, told) = std::sync::mpsc::channel();
+    let copied = std::thread::spawn(move || -> std::io::Result<Vec<u8>> {
+        let mut got = vec![0; 1 << 20];
+        out.read_exact(&mut got)?;
+        let _ = all_told.send(());
+        out.read_to_end(&mut got)?;
+        let _ = all_told.send(());
+        Ok(got)
+    });
+    told.recv_timeout(BOUND).context("nothing comes through the pipeline")?;
     cluster.cli(["kill-node", "1"])?.ok()?;
-    out.read_to_end(&mut got)?;
+    told.recv_timeout(BOUND).context("the reader hears of no end")?;
+    let got = copied.join().map_err(|_| anyhow!("a panic"))??;
     let mut said = String::new();
     reader.stderr.take().context("a pipe")?.read_to_string(&mut said)?;
     let (middle, writer) = (middle.end()?, writer.end()?);

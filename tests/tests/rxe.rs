@@ -270,7 +270,8 @@ fn pauses_a_machine(m: &Machines) -> Result<()> {
         paused.elapsed().as_secs_f32()
     );
     // It will find these when it wakes: they were asked for after the write was acknowledged.
-    here.say(&[(0, None), (0, Some(13)), (0, None)])?;
+    // Answers go out four together, the first before the write can end the client.
+    here.say(&[(0, None), (0, None), (0, None), (0, None), (0, Some(13)), (0, None)])?;
     write(&mut there, 1, 14)?;
     m.ok(&["resume", "2"])?;
     while let Some((value, errno)) = here.answer() {

@@ -525,6 +525,8 @@ async fn take(raft: &Raft<TypeConfig>, config: &Config, step: Step) {
     };
     if let Some(e) = failed {
         eprintln!("member: that failed: {e}");
+        // It will be decided again as soon as this has ended.
+        tokio::time::sleep(crate::node::AGAIN).await;
     }
 }
 

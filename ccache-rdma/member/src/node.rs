@@ -90,8 +90,8 @@ pub enum Ended {
 
 /// Calls served at once.
 const MAX_CONNECTIONS: usize = 64;
-/// Pause after a connection that could not be taken.
-const AGAIN: Duration = Duration::from_millis(20);
+/// Pause after a connection that could not be taken, or a step that failed.
+pub(crate) const AGAIN: Duration = Duration::from_millis(20);
 /// The times of a member, which go with the lease: those given here for one of 250 ms, in
 /// milliseconds.
 pub(crate) mod times {

@@ -142,7 +142,8 @@ async fn look(
         _ => None,
     };
     let attended = match job.attendant {
-        Some(attendant) => job::lives(node, attendant, members).await?,
+        // Before the start only by his word, who may have given up.
+        Some(attendant) => job.starts > 0 && job::lives(node, attendant, members).await?,
         None => false,
     };
     let missed = !attended && (job.attendant.is_some() || job.starts == 0);

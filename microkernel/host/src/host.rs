@@ -535,7 +535,7 @@ impl Host {
         if self.system.pds[usize::from(n)].realtime
             && let Err(e) = process::make_realtime(&process)
         {
-            tracing::info!(
+            tracing::warn!(
                 role,
                 "runs no sooner than others on a machine that has more to run than processors: {e}"
             );

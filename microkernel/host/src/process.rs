@@ -114,13 +114,13 @@ pub(crate) fn start(
     Process::of_child(child.id())
 }
 
-/// Lets the process run before all that is not real-time: SCHED_RR at the lowest priority, sched(7). Its
-/// threads come to inherit that.
+/// Lets the process run before all that is not real-time, and before a ccache that has become so
+/// ([`clustix_pd::urgency`]): SCHED_RR, sched(7). Its threads come to inherit that.
 ///
 /// # Errors
 /// EPERM: neither CAP_SYS_NICE nor RLIMIT_RTPRIO allow it, or its control group has no time for it.
 pub(crate) fn make_realtime(process: &Process) -> std::io::Result<()> {
-    let priority = libc::sched_param { sched_priority: 1 };
+    let priority = libc::sched_param { sched_priority: 2 };
     // SAFETY: the call reads `priority` only. The pid is a child's that was not reaped yet, so nobody else's.
     match unsafe {
         libc::sched_setscheduler(process.pid as i32, libc::SCHED_RR, &raw const priority)

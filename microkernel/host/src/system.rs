@@ -65,8 +65,8 @@ pub struct PdDescription {
     /// hung, and is killed. 0: for ever.
     #[serde(default)]
     pub deadline_ms: u32,
-    /// Whether it runs before whatever is not real-time (SCHED_RR at the lowest priority, sched(7)), where
-    /// the host allows that: others' lives hang on its timers.
+    /// Whether it runs before whatever is not real-time (SCHED_RR, sched(7)), where the host allows that: for one
+    /// with little to do, on whose timers others' lives hang.
     #[serde(default)]
     pub realtime: bool,
 }

@@ -64,8 +64,8 @@ impl<C: Base> Services for Local<C> {
     fn stubs(&self) -> &dyn Stubs {
         &self.stubs
     }
-    fn incarnation(&self) -> u64 {
-        1
+    fn life(&self) -> process::Life {
+        process::Life { incarnation: 1, start: 1 }
     }
 }
 

@@ -63,7 +63,9 @@ impl Servers {
 
     /// This node's personality died, and its programs with it.
     pub(crate) async fn personality_lost(&self, incarnation: u64) {
-        let lost = process::Request::PersonalityLost { incarnation };
+        // The next one starts after this.
+        let life = process::Life { incarnation, start: exec::now_ns() };
+        let lost = process::Request::PersonalityLost { life };
         if let Err(e) = insist::<_, process::Reply>(&self.process, &lost).await {
             tracing::error!("the programs of the dead personality may still be listed: {e}");
         }

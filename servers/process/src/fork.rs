@@ -16,6 +16,7 @@ pub(crate) struct Program {
     pub(crate) command: Vec<u8>,
     pub(crate) tty: Option<u32>,
     pub(crate) start: Option<Start>,
+    pub(crate) personality: u64,
 }
 
 /// Most PIDs in a row that may turn out to be in use.
@@ -41,7 +42,7 @@ impl<C: Cache> Server<C> {
         record: Option<&Record>,
         program: Program,
     ) -> Result<Reply, Errno> {
-        let Program { uid, gid, groups, mut command, tty, start } = program;
+        let Program { uid, gid, groups, mut command, tty, start, personality } = program;
         if groups.len() > GROUPS_MAX {
             return Err(errno::EINVAL);
         }
@@ -61,6 +62,7 @@ impl<C: Cache> Server<C> {
                 tty,
                 node: self.cache.node(),
                 incarnation: self.incarnation,
+                personality,
                 uid: [uid; 3],
                 gid: [gid; 3],
                 groups: groups.clone(),

@@ -8,7 +8,9 @@ use clustix_ccache::set;
 use clustix_pd::exec;
 use clustix_proto::errno::{self, Errno};
 use clustix_proto::object::{Attempts, Draft, load};
-use clustix_proto::process::{Broadcast, Order, Pid, Process, State, UNCLAIMED_S, name, status};
+use clustix_proto::process::{
+    Broadcast, Life, Order, Pid, Process, State, UNCLAIMED_S, name, status,
+};
 
 /// Node slots of a cluster.
 const SLOTS: u8 = 16;
@@ -17,6 +19,11 @@ const SWEEP_NS: u64 = 250_000_000;
 const LONGEST_SWEEP_NS: u64 = 10_000_000_000;
 /// Most pages of one listing.
 const PAGES: usize = 4096;
+
+/// The personality that a process is under.
+fn life(p: &Process) -> Life {
+    Life { incarnation: p.incarnation, start: p.personality }
+}
 
 impl<C: Cache> Server<C> {
     /// All PIDs whose objects have their primary here.
@@ -56,60 +63,65 @@ impl<C: Cache> Server<C> {
         if node >= SLOTS || (node, incarnation) == self.here() {
             return Err(errno::EINVAL);
         }
-        let mut attempts = Attempts::new();
-        let dead = loop {
-            let mut d = Draft::repeatable(&self.cache);
-            let mut b: Broadcast = d.load(name::broadcast()).await?.unwrap_or_default();
+        let losses = self.note(|b| {
             b.dead.resize(usize::from(SLOTS), 0);
-            let Some(known) = b.dead.get_mut(usize::from(node)) else {
-                return Err(errno::EINVAL);
-            };
-            // Incarnations are kept one higher, so that 0 says "none".
-            let lost = incarnation.saturating_add(1);
-            if *known >= lost {
-                break b.dead;
+            if let Some(known) = b.dead.get_mut(usize::from(node)) {
+                // Incarnations are kept one higher, so that 0 says "none".
+                *known = (*known).max(incarnation.saturating_add(1));
             }
-            *known = lost;
+        });
+        self.sweep(&losses.await?).await
+    }
+
+    pub(crate) async fn personality_lost(&self, life: Life) -> Result<(), Errno> {
+        let (node, incarnation) = self.here();
+        if life.incarnation != incarnation {
+            return Err(errno::EINVAL);
+        }
+        let losses = self.note(|b| {
+            b.lost.resize(usize::from(SLOTS), Life::default());
+            if let Some(known) = b.lost.get_mut(usize::from(node))
+                && (known.incarnation, known.start) < (life.incarnation, life.start)
+            {
+                *known = life;
+            }
+        });
+        self.sweep(&losses.await?).await
+    }
+
+    /// Adds to what is known to be lost, which all servers follow: as it is then.
+    async fn note(&self, loss: impl Fn(&mut Broadcast)) -> Result<Broadcast, Errno> {
+        let mut attempts = Attempts::new();
+        loop {
+            let mut d = Draft::repeatable(&self.cache);
+            let old: Broadcast = d.load(name::broadcast()).await?.unwrap_or_default();
+            let mut b = old.clone();
+            loss(&mut b);
+            if b == old {
+                return Ok(b);
+            }
             d.store(name::broadcast(), &b)?;
             if d.commit().await? {
-                break b.dead;
+                return Ok(b);
             }
             attempts.again().await?;
-        };
-        self.sweep(&dead).await
-    }
-
-    pub(crate) async fn personality_lost(&self, incarnation: u64) -> Result<(), Errno> {
-        let node = self.cache.node();
-        self.order(Order::PersonalityLost { node, incarnation }).await?;
-        self.end_personality(node, incarnation).await
-    }
-
-    async fn end_personality(&self, node: u8, incarnation: u64) -> Result<(), Errno> {
-        for pid in self.local_pids().await? {
-            let verdict = Some(format!("lost with the personality of node {node}"));
-            match self.end(pid, status::LOST, verdict, (0, 0), (node, incarnation)).await {
-                Ok(()) | Err(errno::ESRCH) => (),
-                Err(e) => return Err(e),
-            }
         }
-        Ok(())
     }
 
     /// Ends what is lost, closes lost pipe ends, and takes away what nobody will ever ask for,
-    /// among the objects that have their primary here. `dead`: as [`Broadcast::dead`].
-    async fn sweep(&self, dead: &[u64]) -> Result<(), Errno> {
-        let is_dead = |node: u8, incarnation: u64| {
-            dead.get(usize::from(node)).is_some_and(|d| incarnation < *d)
-        };
+    /// among the objects that have their primary here.
+    async fn sweep(&self, losses: &Broadcast) -> Result<(), Errno> {
         let mut first_error = Ok(());
         for pid in self.local_pids().await? {
             let p: Option<Process> = load(&self.cache, name::process(pid)).await?.0;
             let Some(p) = p else { continue };
             let done = match p.state {
                 State::Zombie(_) => self.forget(&p).await,
-                _ if is_dead(p.node, p.incarnation) => {
-                    let verdict = Some(format!("lost with node {}", p.node));
+                _ if losses.is_lost(p.node, life(&p)) => {
+                    let verdict = match losses.is_dead(p.node, p.incarnation) {
+                        true => Some(format!("lost with node {}", p.node)),
+                        false => Some(format!("lost with the personality of node {}", p.node)),
+                    };
                     let of = (p.node, p.incarnation);
                     match self.end(pid, status::LOST, verdict, (0, 0), of).await {
                         Err(errno::ESRCH) => Ok(()),
@@ -123,14 +135,14 @@ impl<C: Cache> Server<C> {
                 first_error = done;
             }
         }
-        if dead.iter().any(|d| *d != 0) {
+        if !losses.dead.is_empty() || !losses.lost.is_empty() {
             let mut after = None;
             for _ in 0..PAGES {
                 let page = self.cache.list(set::PIPE, after).await?;
                 let Some((last, _)) = page.last() else { break };
                 after = Some(*last);
                 for (n, _) in &page {
-                    let done = pipe::lose(&self.cache, n.id() as u64, is_dead).await;
+                    let done = pipe::lose(&self.cache, n.id() as u64, losses).await;
                     if first_error.is_ok() {
                         first_error = done;
                     }
@@ -163,7 +175,7 @@ impl<C: Cache> Server<C> {
     /// Follows the orders for ever: the one task of a server that nobody calls.
     pub async fn follow(&self) {
         let mut seen: Option<u64> = None;
-        let mut known: Vec<u64> = Vec::new();
+        let mut known = (Vec::new(), Vec::new());
         let mut pause = SWEEP_NS;
         loop {
             let (b, version) = match load::<C, Broadcast>(&self.cache, name::broadcast()).await {
@@ -183,11 +195,11 @@ impl<C: Cache> Server<C> {
                     tracing::warn!("{order:?} was not followed in full: {e}");
                 }
             }
-            if b.dead != known {
-                known.clone_from(&b.dead);
+            if (&b.dead, &b.lost) != (&known.0, &known.1) {
+                known = (b.dead.clone(), b.lost.clone());
                 pause = SWEEP_NS;
             }
-            if let Err(e) = self.sweep(&b.dead).await {
+            if let Err(e) = self.sweep(&b).await {
                 tracing::debug!("a sweep is not complete: {e}");
             }
             self.doze(version, pause).await;
@@ -206,10 +218,6 @@ impl<C: Cache> Server<C> {
         match *order {
             Order::Kill { from, sender, signal } if from != self.cache.node() => {
                 self.kill_local(sender, signal).await
-            }
-            // Its own server acts before it replies; later programs are the next personality's.
-            Order::PersonalityLost { node, incarnation } if node != self.cache.node() => {
-                self.end_personality(node, incarnation).await
             }
             _ => Ok(()),
         }

@@ -13,7 +13,7 @@ use clustix_ccache::set::Class;
 use clustix_pd::exec;
 use clustix_proto::errno::{self, Errno};
 use clustix_proto::object::{Attempts, Draft, load};
-use clustix_proto::process::{Ends, Pipe, Process, name};
+use clustix_proto::process::{Broadcast, Ends, Life, Pipe, Process, name};
 use std::sync::atomic::{AtomicU64, Ordering};
 
 /// Most bytes that one step moves.
@@ -61,16 +61,16 @@ fn ends(p: &mut Pipe, end: End) -> &mut Vec<Ends> {
     }
 }
 
-fn add(list: &mut Vec<Ends>, node: u8, incarnation: u64) -> Result<(), Errno> {
-    if let Some(e) = list.iter_mut().find(|e| (e.node, e.incarnation) == (node, incarnation)) {
+fn add(list: &mut Vec<Ends>, node: u8, life: Life) -> Result<(), Errno> {
+    if let Some(e) = list.iter_mut().find(|e| (e.node, e.life) == (node, life)) {
         e.count = e.count.checked_add(1).ok_or(errno::ENFILE)?;
         return Ok(());
     }
-    // One entry per node, and a few of incarnations whose loss is not yet known.
+    // One entry per node, and a few of lives whose loss is not yet known.
     if list.len() >= 24 {
         return Err(errno::ENFILE);
     }
-    list.push(Ends { node, incarnation, count: 1 });
+    list.push(Ends { node, life, count: 1 });
     Ok(())
 }
 
@@ -106,11 +106,11 @@ fn fresh(node: u8) -> u64 {
 }
 
 /// pipe(2): a new pipe with one read end and one write end of this node. Its number.
-pub async fn create<C: Cache>(cache: &C, incarnation: u64) -> Result<u64, Errno> {
+pub async fn create<C: Cache>(cache: &C, life: Life) -> Result<u64, Errno> {
     let node = cache.node();
     let mut p = Pipe { reader_opens: 1, writer_opens: 1, ..Pipe::default() };
-    add(&mut p.readers, node, incarnation)?;
-    add(&mut p.writers, node, incarnation)?;
+    add(&mut p.readers, node, life)?;
+    add(&mut p.writers, node, life)?;
     let mut attempts = Attempts::new();
     loop {
         let shard = cache.local_shard(Class::Process, None).0 % SHARDS;
@@ -127,12 +127,7 @@ pub async fn create<C: Cache>(cache: &C, incarnation: u64) -> Result<u64, Errno>
 
 /// Opens one more end: a FIFO's (it is made if need be), or of /proc/self/fd's pipe. How often the
 /// *other* side had been opened, for [`arrived`]; [`THERE`] if it is open now.
-pub async fn open<C: Cache>(
-    cache: &C,
-    number: u64,
-    end: End,
-    incarnation: u64,
-) -> Result<u64, Errno> {
+pub async fn open<C: Cache>(cache: &C, number: u64, end: End, life: Life) -> Result<u64, Errno> {
     let mut attempts = Attempts::new();
     loop {
         let mut d = Draft::once(cache);
@@ -150,7 +145,7 @@ pub async fn open<C: Cache>(
                 (!p.readers.is_empty(), p.reader_opens)
             }
         };
-        add(ends(&mut p, end), cache.node(), incarnation)?;
+        add(ends(&mut p, end), cache.node(), life)?;
         d.store(name::pipe(number), &p)?;
         if d.commit().await? {
             // Who waits on the other side goes on now, and may be through before this side looks.
@@ -183,16 +178,11 @@ pub async fn arrived<C: Cache>(
 }
 
 /// Closes one of this node's ends. The last end of all takes the pipe and its bytes along.
-pub async fn close<C: Cache>(
-    cache: &C,
-    number: u64,
-    end: End,
-    incarnation: u64,
-) -> Result<(), Errno> {
-    let of = (cache.node(), incarnation);
+pub async fn close<C: Cache>(cache: &C, number: u64, end: End, life: Life) -> Result<(), Errno> {
+    let of = (cache.node(), life);
     change_ends(cache, number, |p| {
         let list = ends(p, end);
-        if let Some(e) = list.iter_mut().find(|e| (e.node, e.incarnation) == of) {
+        if let Some(e) = list.iter_mut().find(|e| (e.node, e.life) == of) {
             e.count = e.count.saturating_sub(1);
         }
         list.retain(|e| e.count > 0);
@@ -200,16 +190,16 @@ pub async fn close<C: Cache>(
     .await
 }
 
-/// Closes the ends of dead node incarnations; a lost write end is remembered.
+/// Closes the ends of dead nodes and personalities; a lost write end is remembered.
 pub(crate) async fn lose<C: Cache>(
     cache: &C,
     number: u64,
-    is_dead: impl Fn(u8, u64) -> bool,
+    losses: &Broadcast,
 ) -> Result<(), Errno> {
     change_ends(cache, number, |p| {
         let writers = p.writers.len();
-        p.readers.retain(|e| !is_dead(e.node, e.incarnation));
-        p.writers.retain(|e| !is_dead(e.node, e.incarnation));
+        p.readers.retain(|e| !losses.is_lost(e.node, e.life));
+        p.writers.retain(|e| !losses.is_lost(e.node, e.life));
         p.lost_writer |= p.writers.len() < writers;
     })
     .await
@@ -355,7 +345,8 @@ pub async fn read<C: Cache>(
 }
 
 /// The end that a job holds: it is lost with no node.
-const OUTSIDE: Ends = Ends { node: Process::NOWHERE, incarnation: 0, count: 1 };
+const OUTSIDE: Ends =
+    Ends { node: Process::NOWHERE, life: Life { incarnation: 0, start: 0 }, count: 1 };
 
 /// A new pipe of a job ([`clustix_proto::job`]), which holds this end; nobody holds the other yet.
 pub fn of_job(end: End) -> Pipe {

@@ -56,8 +56,8 @@ impl<C: Cache> Server<C> {
     async fn serve(&self, record: Option<&Record>, operator: bool, request: Request) -> Response {
         let done = |()| Reply::Done;
         match request {
-            Request::Spawn { uid, gid, groups, command, tty, start } => {
-                let program = Program { uid, gid, groups, command, tty, start };
+            Request::Spawn { uid, gid, groups, command, tty, start, personality } => {
+                let program = Program { uid, gid, groups, command, tty, start, personality };
                 self.spawn(record, program).await
             }
             Request::Fork { parent, exit_signal, request } => {
@@ -130,9 +130,7 @@ impl<C: Cache> Server<C> {
             Request::NodeLost { node, incarnation } => {
                 self.node_lost(node, incarnation).await.map(done)
             }
-            Request::PersonalityLost { incarnation } => {
-                self.personality_lost(incarnation).await.map(done)
-            }
+            Request::PersonalityLost { life } => self.personality_lost(life).await.map(done),
         }
     }
 

@@ -51,6 +51,7 @@ fn spawn() -> Request {
         command: b"a".to_vec(),
         tty: None,
         start: None,
+        personality: 1,
     }
 }
 

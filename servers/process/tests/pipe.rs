@@ -8,7 +8,7 @@ use clustix_process::pipe::{self, End, Step};
 use clustix_proto::errno;
 use clustix_proto::object::{Draft, load};
 use clustix_proto::process::{Pipe, Request, fifo, name};
-use common::{Cluster, INCARNATION, Node, Random};
+use common::{Cluster, INCARNATION, LIFE, Node, Random};
 use std::collections::VecDeque;
 
 fn run(test: impl AsyncFn(Cluster)) {
@@ -37,7 +37,7 @@ async fn disown(n: &Node, p: u64) {
 fn bytes_come_out_as_they_went_in_and_the_end_is_told() {
     run(async |c| {
         let (a, b) = (&c.nodes[0], &c.nodes[1]);
-        let p = pipe::create(a, INCARNATION).await.unwrap();
+        let p = pipe::create(a, LIFE).await.unwrap();
         assert_eq!(read(a, p, 10).await, Ok(Err(())));
         assert_eq!(pipe::write(a, p, b"hello ").await, Ok(Step::Done(6)));
         assert_eq!(pipe::write(b, p, b"world").await, Ok(Step::Done(5)));
@@ -46,10 +46,10 @@ fn bytes_come_out_as_they_went_in_and_the_end_is_told() {
         assert_eq!(read(b, p, 0).await, Ok(Ok(vec![])));
         assert_eq!(read(a, p, 100).await, Ok(Ok(b"lo world".to_vec())));
         pipe::write(a, p, b"rest").await.unwrap();
-        pipe::close(a, p, End::Write, INCARNATION).await.unwrap();
+        pipe::close(a, p, End::Write, LIFE).await.unwrap();
         assert_eq!(read(a, p, 100).await, Ok(Ok(b"rest".to_vec())));
         assert_eq!(read(a, p, 100).await, Ok(Ok(vec![])));
-        pipe::close(a, p, End::Read, INCARNATION).await.unwrap();
+        pipe::close(a, p, End::Read, LIFE).await.unwrap();
         assert_eq!(c.cache.len(), 1, "nothing is left but init");
         assert_eq!(pipe::write(a, p, b"x").await, Err(errno::EPIPE));
     });
@@ -71,7 +71,7 @@ fn a_jobs_end_reads_without_taking_and_takes_once() {
             (at, out)
         };
         assert_eq!(peek(a, 0, 9).await, (0, vec![]));
-        pipe::open(a, number, End::Write, INCARNATION).await.unwrap();
+        pipe::open(a, number, End::Write, LIFE).await.unwrap();
         pipe::write(a, number, b"hello world").await.unwrap();
         for node in [a, b, a] {
             assert_eq!(peek(node, 0, 5).await, (0, b"hello".to_vec()));
@@ -124,7 +124,7 @@ fn what_a_job_puts_twice_is_there_once() {
         d.store(name::pipe(number), &pipe::of_job(End::Write)).unwrap();
         assert!(d.commit().await.unwrap());
         assert_eq!(pipe::put(a, number, 0, b"x").await, Err(errno::EPIPE), "nobody reads yet");
-        pipe::open(b, number, End::Read, INCARNATION).await.unwrap();
+        pipe::open(b, number, End::Read, LIFE).await.unwrap();
         assert_eq!(pipe::put(a, number, 0, b"one two").await, Ok(Step::Done(7)));
         assert_eq!(pipe::put(b, number, 4, b"two three").await, Ok(Step::Done(9)));
         assert_eq!(pipe::put(a, number, 4, b"two").await, Ok(Step::Done(3)));
@@ -132,12 +132,12 @@ fn what_a_job_puts_twice_is_there_once() {
         // The job's end goes, then the reader's node: what is unread waits for the next reader.
         pipe::put(a, number, 13, b" four").await.unwrap();
         pipe::leave(a, number, End::Write).await.unwrap();
-        pipe::close(b, number, End::Read, INCARNATION).await.unwrap();
-        pipe::open(a, number, End::Read, INCARNATION).await.unwrap();
+        pipe::close(b, number, End::Read, LIFE).await.unwrap();
+        pipe::open(a, number, End::Read, LIFE).await.unwrap();
         assert_eq!(read(a, number, 50).await, Ok(Ok(b" four".to_vec())));
         assert_eq!(read(a, number, 50).await, Ok(Ok(vec![])), "the end");
         disown(a, number).await;
-        pipe::close(a, number, End::Read, INCARNATION).await.unwrap();
+        pipe::close(a, number, End::Read, LIFE).await.unwrap();
         assert_eq!(c.cache.len(), 1, "nothing is left but init");
     });
 }
@@ -150,7 +150,7 @@ fn a_job_puts_each_byte_once_whatever_becomes_of_its_transactions() {
         let mut d = Draft::repeatable(a);
         d.store(name::pipe(number), &pipe::of_job(End::Write)).unwrap();
         assert!(d.commit().await.unwrap());
-        pipe::open(a, number, End::Read, INCARNATION).await.unwrap();
+        pipe::open(a, number, End::Read, LIFE).await.unwrap();
         let all: Vec<u8> = (0..40_000u32).map(|i| (i % 251) as u8).collect();
         let (mut at, mut came) = (0, Vec::new());
         c.faults.unknown.set(50);
@@ -173,8 +173,8 @@ fn a_job_puts_each_byte_once_whatever_becomes_of_its_transactions() {
 fn a_write_without_readers_is_epipe() {
     run(async |c| {
         let a = &c.nodes[0];
-        let p = pipe::create(a, INCARNATION).await.unwrap();
-        pipe::close(a, p, End::Read, INCARNATION).await.unwrap();
+        let p = pipe::create(a, LIFE).await.unwrap();
+        pipe::close(a, p, End::Read, LIFE).await.unwrap();
         assert_eq!(pipe::write(a, p, b"x").await, Err(errno::EPIPE));
         let ready = pipe::poll(a, p, End::Write).await.unwrap();
         assert!(ready.error && ready.writable);
@@ -185,7 +185,7 @@ fn a_write_without_readers_is_epipe() {
 fn a_full_pipe_blocks_and_small_writes_stay_whole() {
     run(async |c| {
         let a = &c.nodes[0];
-        let p = pipe::create(a, INCARNATION).await.unwrap();
+        let p = pipe::create(a, LIFE).await.unwrap();
         assert_eq!(pipe::write(a, p, &[1; 100_000]).await, Ok(Step::Done(65_536)));
         assert!(matches!(pipe::write(a, p, b"x").await, Ok(Step::WouldBlock(..))));
         assert!(!pipe::poll(a, p, End::Write).await.unwrap().writable);
@@ -212,7 +212,7 @@ fn a_full_pipe_blocks_and_small_writes_stay_whole() {
 fn what_would_block_names_what_to_wait_for() {
     run(async |c| {
         let (a, b) = (&c.nodes[0], &c.nodes[1]);
-        let p = pipe::create(a, INCARNATION).await.unwrap();
+        let p = pipe::create(a, LIFE).await.unwrap();
         const TOTAL: usize = 3_000_000;
         let writer = async {
             let mut sent = 0;
@@ -224,7 +224,7 @@ fn what_would_block_names_what_to_wait_for() {
                     Step::WouldBlock(n, v) => drop(a.wait(&[(n, v)], None).await.unwrap()),
                 }
             }
-            pipe::close(a, p, End::Write, INCARNATION).await.unwrap();
+            pipe::close(a, p, End::Write, LIFE).await.unwrap();
             std::future::pending::<()>().await;
         };
         let reader = async {
@@ -247,14 +247,14 @@ fn what_would_block_names_what_to_wait_for() {
 fn bytes_lost_with_a_node_are_an_error_never_an_end() {
     run(async |c| {
         let (a, b) = (&c.nodes[0], &c.nodes[2]);
-        let p = pipe::create(a, INCARNATION).await.unwrap();
-        pipe::open(b, p, End::Write, INCARNATION).await.unwrap();
+        let p = pipe::create(a, LIFE).await.unwrap();
+        pipe::open(b, p, End::Write, LIFE).await.unwrap();
         pipe::write(b, p, b"half").await.unwrap();
-        pipe::close(a, p, End::Write, INCARNATION).await.unwrap();
-        let unread = pipe::create(b, INCARNATION).await.unwrap();
-        let read_there = pipe::create(a, INCARNATION).await.unwrap();
-        pipe::open(b, read_there, End::Read, INCARNATION).await.unwrap();
-        pipe::close(a, read_there, End::Read, INCARNATION).await.unwrap();
+        pipe::close(a, p, End::Write, LIFE).await.unwrap();
+        let unread = pipe::create(b, LIFE).await.unwrap();
+        let read_there = pipe::create(a, LIFE).await.unwrap();
+        pipe::open(b, read_there, End::Read, LIFE).await.unwrap();
+        pipe::close(a, read_there, End::Read, LIFE).await.unwrap();
         for by in &c.nodes {
             let server = clustix_process::Server::new(by.clone(), INCARNATION + 1);
             let lost = Request::NodeLost { node: 2, incarnation: INCARNATION };
@@ -273,14 +273,14 @@ fn a_fifo_waits_for_its_other_side() {
     run(async |c| {
         let (a, b) = (&c.nodes[0], &c.nodes[1]);
         let f = fifo(5_000_123);
-        let seen = pipe::open(a, f, End::Read, INCARNATION).await.unwrap();
+        let seen = pipe::open(a, f, End::Read, LIFE).await.unwrap();
         assert!(pipe::arrived(a, f, End::Read, seen).await.unwrap().is_some());
         let ready = pipe::poll(a, f, End::Read).await.unwrap();
         assert!(!ready.hangup, "no writer yet is not a hang-up");
-        let writer_seen = pipe::open(b, f, End::Write, INCARNATION).await.unwrap();
+        let writer_seen = pipe::open(b, f, End::Write, LIFE).await.unwrap();
         assert_eq!(pipe::arrived(b, f, End::Write, writer_seen).await, Ok(None));
         pipe::write(b, f, b"note").await.unwrap();
-        pipe::close(b, f, End::Write, INCARNATION).await.unwrap();
+        pipe::close(b, f, End::Write, LIFE).await.unwrap();
         // The writer came and went before the reader looked: it has been.
         assert_eq!(pipe::arrived(a, f, End::Read, seen).await, Ok(None));
         assert_eq!(read(a, f, 10).await, Ok(Ok(b"note".to_vec())));
@@ -288,12 +288,12 @@ fn a_fifo_waits_for_its_other_side() {
         assert!(pipe::poll(a, f, End::Read).await.unwrap().hangup);
         // One that waited and was through as soon as there was a reader, before that one looked.
         let g = fifo(5_000_124);
-        let writer_seen = pipe::open(b, g, End::Write, INCARNATION).await.unwrap();
+        let writer_seen = pipe::open(b, g, End::Write, LIFE).await.unwrap();
         assert!(pipe::arrived(b, g, End::Write, writer_seen).await.unwrap().is_some());
-        let seen = pipe::open(a, g, End::Read, INCARNATION).await.unwrap();
+        let seen = pipe::open(a, g, End::Read, LIFE).await.unwrap();
         assert_eq!(pipe::arrived(b, g, End::Write, writer_seen).await, Ok(None));
         pipe::write(b, g, b"note").await.unwrap();
-        pipe::close(b, g, End::Write, INCARNATION).await.unwrap();
+        pipe::close(b, g, End::Write, LIFE).await.unwrap();
         assert_eq!(pipe::arrived(a, g, End::Read, seen).await, Ok(None));
         assert_eq!(read(a, g, 10).await, Ok(Ok(b"note".to_vec())));
     });
@@ -307,7 +307,7 @@ fn random_steps_agree_with_a_queue() {
         let mut r = Random(random.0);
         c.faults.state.set(r.next());
         c.faults.conflict.set(10);
-        let p = pipe::create(&c.nodes[0], INCARNATION).await.unwrap();
+        let p = pipe::create(&c.nodes[0], LIFE).await.unwrap();
         let mut model: VecDeque<u8> = VecDeque::new();
         let mut next = 0u8;
         for _ in 0..3000 {

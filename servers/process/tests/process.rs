@@ -4,13 +4,15 @@
 mod common;
 
 use clustix_pd::exec::{self, Either};
+use clustix_process::pipe::{self, End};
 use clustix_proto::errno;
 use clustix_proto::job::{self, Ending, Io, Job, Start};
 use clustix_proto::object::{Draft, load};
 use clustix_proto::process::{
-    MAX_CHILDREN, Process, Reply, Request, SignalInfo, State, Target, Which, name, status, wait,
+    Life, MAX_CHILDREN, Pipe, Process, Reply, Request, SignalInfo, State, Target, Which, name,
+    status, wait,
 };
-use common::{Cluster, INCARNATION, Random};
+use common::{Cluster, INCARNATION, LIFE, Random};
 
 const HUP: u8 = 1;
 const KILL: u8 = 9;
@@ -31,7 +33,15 @@ fn of_two_starts_of_a_job_one_comes_true() {
         let job = 77;
         let start = |starts| {
             let start = Some(Start { job, starts });
-            Request::Spawn { uid: 0, gid: 0, groups: vec![], command: vec![], tty: None, start }
+            Request::Spawn {
+                uid: 0,
+                gid: 0,
+                groups: vec![],
+                command: vec![],
+                tty: None,
+                start,
+                personality: 1,
+            }
         };
         assert_eq!(c.ask(0, start(0)).await, Err(errno::ESTALE), "there is no such job");
         let new = Job {
@@ -511,6 +521,7 @@ fn what_runs_on_a_lost_node_ends_with_a_verdict() {
             command: vec![],
             tty: None,
             start: None,
+            personality: 1,
         };
         let Ok(Reply::Pid(new)) = again.handle(false, spawn).await else { panic!() };
         for survivor in [0, 1] {
@@ -547,13 +558,66 @@ fn a_lost_record_is_found_by_a_later_sweep() {
 }
 
 #[test]
-fn programs_end_with_their_personality() {
+fn programs_and_pipe_ends_go_with_their_personality_and_no_later_one() {
     run(async |c| {
+        let life = |start| Life { incarnation: INCARNATION, start };
         let (a, b) = (c.spawn(1).await, c.spawn(0).await);
-        c.ask(1, Request::PersonalityLost { incarnation: INCARNATION }).await.unwrap();
+        let child = c.fork(a).await;
+        // A pipe from its node to another, and one the other way.
+        let (here, there) = (&c.nodes[0], &c.nodes[1]);
+        let out = pipe::create(there, LIFE).await.unwrap();
+        pipe::open(here, out, End::Read, LIFE).await.unwrap();
+        pipe::close(there, out, End::Read, LIFE).await.unwrap();
+        let back = pipe::create(there, LIFE).await.unwrap();
+        pipe::open(here, back, End::Write, LIFE).await.unwrap();
+        pipe::close(there, back, End::Write, LIFE).await.unwrap();
+        let alone = pipe::create(there, LIFE).await.unwrap();
+        // What the next one runs, though it is told late.
+        let next = Request::Spawn {
+            uid: 0,
+            gid: 0,
+            groups: vec![],
+            command: vec![],
+            tty: None,
+            start: None,
+            personality: 9,
+        };
+        let Ok(Reply::Pid(next)) = c.ask(1, next).await else { panic!() };
+        let kept = pipe::create(there, life(9)).await.unwrap();
+        for _ in 0..2 {
+            c.ask(1, Request::PersonalityLost { life: life(9) }).await.unwrap();
+        }
+        // The others follow what is noted.
+        for node in [0, 2] {
+            let follower = clustix_process::Server::new(c.nodes[node].clone(), INCARNATION);
+            let lost = async {
+                let load = async |pid| c.process(pid).await;
+                while !matches!(load(a).await.unwrap().state, State::Zombie(_))
+                    || load(child).await.is_some_and(|p| !matches!(p.state, State::Zombie(_)))
+                    || clustix_proto::object::load::<_, Pipe>(here, name::pipe(alone))
+                        .await
+                        .unwrap()
+                        .0
+                        .is_some()
+                {
+                    exec::yield_now().await;
+                }
+            };
+            let deadline = exec::sleep_until(exec::now_ns() + 10_000_000_000);
+            let ended = exec::select(exec::select(follower.follow(), lost), deadline).await;
+            assert_eq!(ended, Either::Left(Either::Right(())));
+        }
         let w = c.wait(1, Which::Pid(a), 0).await.unwrap().unwrap();
         assert_eq!(w.verdict.as_deref(), Some("lost with the personality of node 1"));
-        assert_eq!(c.process(b).await.unwrap().state, State::Running);
+        assert_eq!(pipe::read(here, out, 1, &mut Vec::new()).await, Err(errno::EIO));
+        assert_eq!(pipe::write(here, back, b"x").await, Err(errno::EPIPE));
+        for pid in [b, next] {
+            assert_eq!(c.process(pid).await.unwrap().state, State::Running);
+        }
+        let kept = clustix_proto::object::load::<_, Pipe>(here, name::pipe(kept)).await.unwrap().0;
+        assert!(kept.is_some_and(|p| !p.readers.is_empty() && !p.writers.is_empty()));
+        let other = Life { incarnation: INCARNATION + 1, start: 99 };
+        assert_eq!(c.ask(1, Request::PersonalityLost { life: other }).await, Err(errno::EINVAL));
         c.check().await;
     });
 }

@@ -44,6 +44,8 @@ pub struct Process {
     pub node: u8,
     /// That node's incarnation.
     pub incarnation: u64,
+    /// Which of its personalities runs it: [`Life::start`].
+    pub personality: u64,
     /// Real, effective and saved user.
     pub uid: [u32; 3],
     /// Real, effective and saved group.
@@ -135,11 +137,27 @@ pub struct Broadcast {
     /// Per node slot: the highest incarnation that is known to be dead. Checked again and again, so
     /// that a process whose record was being recovered at the first look is found at the next.
     pub dead: Vec<u64>,
+    /// Per node slot: of this incarnation every personality that started before is dead. Checked as `dead` is.
+    pub lost: Vec<Life>,
 }
 
 impl Broadcast {
     /// Most orders kept.
     pub const BOUND: usize = 16;
+
+    /// Whether what this personality of that node ran or held is lost.
+    pub fn is_lost(&self, node: u8, life: Life) -> bool {
+        self.is_dead(node, life.incarnation)
+            || self
+                .lost
+                .get(usize::from(node))
+                .is_some_and(|lost| lost.incarnation == life.incarnation && life.start < lost.start)
+    }
+
+    /// Whether that incarnation of the node is dead.
+    pub fn is_dead(&self, node: u8, incarnation: u64) -> bool {
+        self.dead.get(usize::from(node)).is_some_and(|dead| incarnation < *dead)
+    }
 }
 
 /// An order of a [`Broadcast`].
@@ -153,13 +171,6 @@ pub enum Order {
         sender: Pid,
         /// Signal.
         signal: u8,
-    },
-    /// The personality of this node incarnation died, and its programs with it.
-    PersonalityLost {
-        /// Node slot.
-        node: u8,
-        /// Its incarnation.
-        incarnation: u64,
     },
 }
 
@@ -177,6 +188,7 @@ impl Process {
             tty: None,
             node: Self::NOWHERE,
             incarnation: 0,
+            personality: 0,
             uid: [0; 3],
             gid: [0; 3],
             groups: Vec::new(),
@@ -239,13 +251,22 @@ impl Inbox {
     }
 }
 
-/// One node's open ends of a pipe on one side, or a job's ([`Process::NOWHERE`]).
+/// A life of a node's personality: the programs that it runs and the pipes' ends that it holds go with it.
+#[derive(Clone, Copy, PartialEq, Eq, Debug, Default, Serialize, Deserialize)]
+pub struct Life {
+    /// The node's incarnation.
+    pub incarnation: u64,
+    /// When the personality started, `CLOCK_MONOTONIC`, ns: later for each of an incarnation's.
+    pub start: u64,
+}
+
+/// One personality's open ends of a pipe on one side, or a job's ([`Process::NOWHERE`]).
 #[derive(Clone, Copy, PartialEq, Eq, Debug, Serialize, Deserialize)]
 pub struct Ends {
-    /// Node slot: an end dies with its node.
+    /// Node slot.
     pub node: u8,
-    /// That node's incarnation.
-    pub incarnation: u64,
+    /// Whose they are on that node.
+    pub life: Life,
     /// How many.
     pub count: u32,
 }
@@ -263,7 +284,7 @@ pub struct Pipe {
     pub readers: Vec<Ends>,
     /// Open write ends.
     pub writers: Vec<Ends>,
-    /// A node with a write end died before it closed it: readers get EIO, never end-of-file.
+    /// A node or personality with a write end died before it closed it: readers get EIO, never end-of-file.
     pub lost_writer: bool,
     /// Opens ever, for FIFOs: an open waits until the other side's count grows.
     pub reader_opens: u64,
@@ -411,7 +432,7 @@ pub mod status {
 pub enum Request {
     /// A process without a living parent in the cluster (`clustix run`): child of init, leader of
     /// its own session and group, `claimed`; `start`: of a job, which learns the PID with it. Runs on the
-    /// serving node. Replies its PID. ESTALE: the job is gone, or was started meanwhile.
+    /// serving node, under the `personality` that started then ([`Life::start`]). Replies its PID. ESTALE: the job is gone, or was started meanwhile.
     Spawn {
         uid: u32,
         gid: u32,
@@ -419,6 +440,7 @@ pub enum Request {
         command: Vec<u8>,
         tty: Option<u32>,
         start: Option<Start>,
+        personality: u64,
     },
     /// fork(2): a child of `parent` on the serving node. Replies its PID.
     Fork { parent: Pid, exit_signal: u8, request: u64 },
@@ -464,8 +486,9 @@ pub enum Request {
     /// status 137 and the verdict "lost with node K", their pipe ends close. Acts on what has its
     /// primary here before it replies; every other server follows.
     NodeLost { node: u8, incarnation: u64 },
-    /// The serving node's personality died and its programs with it. As [`Request::NodeLost`].
-    PersonalityLost { incarnation: u64 },
+    /// The serving node's personalities that started before this time are dead, and their programs with them. As
+    /// [`Request::NodeLost`].
+    PersonalityLost { life: Life },
 }
 
 impl Operation for Request {

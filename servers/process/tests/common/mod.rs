@@ -9,7 +9,7 @@ use clustix_process::Server;
 use clustix_proto::errno::Errno;
 use clustix_proto::object::load;
 use clustix_proto::process::{
-    Group, Inbox, Pid, Process, Reply, Request, Response, State, Waited as Child, Which, name,
+    Group, Inbox, Life, Pid, Process, Reply, Request, Response, State, Waited as Child, Which, name,
 };
 use std::cell::Cell;
 use std::sync::Arc;
@@ -129,6 +129,9 @@ pub struct Cluster {
 }
 
 pub const INCARNATION: u64 = 5;
+/// Every node's personality.
+#[allow(dead_code, reason = "not every file of tests needs it")]
+pub const LIFE: Life = Life { incarnation: INCARNATION, start: 1 };
 
 impl Cluster {
     pub async fn new() -> Cluster {
@@ -159,6 +162,7 @@ impl Cluster {
             command: b"sh".to_vec(),
             tty: None,
             start: None,
+            personality: 1,
         };
         match self.ask(node, request).await.unwrap() {
             Reply::Pid(pid) => pid,
