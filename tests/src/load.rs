@@ -103,7 +103,7 @@ impl Worker {
             Kind::Pipeline => {
                 let script = format!(
                     "set -o pipefail; n={from}; while :; do f=/load/sorted/{id}.$n; \
-                     seq $n $((n + {SORTED} - 1)) | sort -r | gzip | gunzip > $f.new && \
+                     seq $n $((n + {SORTED} - 1)) | sort -r > $f.new && \
                      mv $f.new $f && echo p $n || exit 1; n=$((n+1)); done"
                 );
                 return self.cluster.sh_command(Some(node), &script);
