@@ -22,6 +22,12 @@ const CONT: u8 = 18;
 const STOP: u8 = 19;
 const TSTP: u8 = 20;
 
+/// A program of root's under this personality.
+fn program(start: Option<Start>, personality: u64) -> Request {
+    let (groups, command) = (vec![], vec![]);
+    Request::Spawn { uid: 0, gid: 0, groups, command, tty: None, start, personality }
+}
+
 fn run(test: impl AsyncFn(Cluster)) {
     exec::block_on(async { test(Cluster::new().await).await });
 }
@@ -31,18 +37,7 @@ fn of_two_starts_of_a_job_one_comes_true() {
     exec::block_on(async {
         let c = Cluster::new().await;
         let job = 77;
-        let start = |starts| {
-            let start = Some(Start { job, starts });
-            Request::Spawn {
-                uid: 0,
-                gid: 0,
-                groups: vec![],
-                command: vec![],
-                tty: None,
-                start,
-                personality: 1,
-            }
-        };
+        let start = |starts| program(Some(Start { job, starts }), 1);
         assert_eq!(c.ask(0, start(0)).await, Err(errno::ESTALE), "there is no such job");
         let new = Job {
             pid: 0,
@@ -514,16 +509,7 @@ fn what_runs_on_a_lost_node_ends_with_a_verdict() {
         c.check().await;
         // A later incarnation's are not meant.
         let again = clustix_process::Server::new(c.nodes[2].clone(), INCARNATION + 1);
-        let spawn = Request::Spawn {
-            uid: 0,
-            gid: 0,
-            groups: vec![],
-            command: vec![],
-            tty: None,
-            start: None,
-            personality: 1,
-        };
-        let Ok(Reply::Pid(new)) = again.handle(false, spawn).await else { panic!() };
+        let Ok(Reply::Pid(new)) = again.handle(false, program(None, 1)).await else { panic!() };
         for survivor in [0, 1] {
             let r = Request::NodeLost { node: 2, incarnation: INCARNATION };
             c.ask(survivor, r).await.unwrap();
@@ -573,16 +559,7 @@ fn programs_and_pipe_ends_go_with_their_personality_and_no_later_one() {
         pipe::close(there, back, End::Write, LIFE).await.unwrap();
         let alone = pipe::create(there, LIFE).await.unwrap();
         // What the next one runs, though it is told late.
-        let next = Request::Spawn {
-            uid: 0,
-            gid: 0,
-            groups: vec![],
-            command: vec![],
-            tty: None,
-            start: None,
-            personality: 9,
-        };
-        let Ok(Reply::Pid(next)) = c.ask(1, next).await else { panic!() };
+        let Ok(Reply::Pid(next)) = c.ask(1, program(None, 9)).await else { panic!() };
         let kept = pipe::create(there, life(9)).await.unwrap();
         for _ in 0..2 {
             c.ask(1, Request::PersonalityLost { life: life(9) }).await.unwrap();

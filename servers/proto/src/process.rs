@@ -432,7 +432,8 @@ pub mod status {
 pub enum Request {
     /// A process without a living parent in the cluster (`clustix run`): child of init, leader of
     /// its own session and group, `claimed`; `start`: of a job, which learns the PID with it. Runs on the
-    /// serving node, under the `personality` that started then ([`Life::start`]). Replies its PID. ESTALE: the job is gone, or was started meanwhile.
+    /// serving node, under the `personality` that started then ([`Life::start`]). Replies its PID. ESTALE: the job
+    /// is gone, or was started meanwhile.
     Spawn {
         uid: u32,
         gid: u32,
