@@ -92,8 +92,16 @@ impl Connection {
     /// # Errors
     /// As [`Connection::next`].
     pub fn all(&mut self) -> Result<Vec<Reply>> {
+        self.all_within(PATIENCE)
+    }
+
+    /// As [`Connection::all`]; no frame may take longer than `patience`.
+    ///
+    /// # Errors
+    /// As [`Connection::next`].
+    pub fn all_within(&mut self, patience: Duration) -> Result<Vec<Reply>> {
         let mut replies = Vec::new();
-        while let Some(reply) = self.next(Some(PATIENCE))? {
+        while let Some(reply) = self.next(Some(patience))? {
             replies.push(reply);
         }
         Ok(replies)

@@ -19,6 +19,18 @@ use std::time::{Duration, Instant};
 /// What a node writes to its standard output once its sockets are there.
 pub const READY: &[u8] = b"ready\n";
 
+/// Status of a node on one host that the others have evicted: EX_TEMPFAIL of sysexits.h.
+pub const EVICTED: u8 = 75;
+
+/// The others have evicted a node while it started: it stood still for longer than they wait.
+#[derive(Debug, thiserror::Error)]
+#[error(
+    "it was evicted while it started: this machine did not run it for longer than a lease{log}"
+)]
+pub struct Evicted {
+    log: String,
+}
+
 /// Node processes started by this command. Dropped without [`Nodes::keep`], they are killed and
 /// their folders removed.
 pub struct Nodes<'a> {
@@ -160,6 +172,9 @@ impl<'a> Nodes<'a> {
         let s = &mut self.started[i];
         if let Some(status) = s.child.try_wait()? {
             let slot = s.slot;
+            if status.code() == Some(EVICTED.into()) {
+                return Err(anyhow!(Evicted { log: self.tail(slot) }));
+            }
             bail!("{} ended while it started ({status}){}", called(slot), self.tail(slot));
         }
         if s.serving {

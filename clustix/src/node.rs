@@ -6,7 +6,7 @@
 //! the microkernel and nothing else.
 
 use crate::args::{NodeProcess, PdProcess};
-use crate::launch::READY;
+use crate::launch::{self, READY};
 use crate::procfs;
 use crate::state::{Cluster, Folder, MAX_NODES, Phase, WITNESS, clock_incarnation};
 use anyhow::{Context, Result, bail};
@@ -138,11 +138,15 @@ pub fn node(name: &str, args: &NodeProcess) -> Result<ExitCode> {
     let end = Host::run(config)?;
     eprintln!("node {} (incarnation {}): {end:?}", args.slot, args.incarnation);
     let evicted = Exit::Code(service::EVICTED);
-    if cluster.hosts.is_some() && matches!(&end, End::Lost { exit, .. } if *exit == evicted) {
+    let evicted = matches!(&end, End::Lost { exit, .. } if *exit == evicted);
+    if evicted && cluster.hosts.is_some() {
         return Err(come_back(name, args, pid_file));
     }
     // Held until here: the node's processes are gone.
     drop(pid_file);
+    if evicted {
+        return Ok(ExitCode::from(launch::EVICTED));
+    }
     Ok(ExitCode::from(u8::try_from(end.exit_code()).unwrap_or(70)))
 }
 

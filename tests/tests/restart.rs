@@ -1,9 +1,13 @@
 //! The servers of a node are killed, one after the other and all at once, under a program that asks all of
-//! them: none of its operations fails, is lost or is done twice.
+//! them: none of its operations fails, is lost or is done twice. A node that stands still while it starts is started
+//! again.
 
-use anyhow::{Result, ensure};
+use anyhow::{Context, Result, bail, ensure};
 use clustix_tests::random::Random;
 use clustix_tests::{Cluster, Program, domains, leftover};
+use rustix::process::{Pid, Signal, kill_process};
+use std::fs;
+use std::path::Path;
 use std::time::{Duration, Instant};
 
 const NODE: u8 = 1;
@@ -70,4 +74,70 @@ fn servers_are_killed_and_no_operation_fails() -> Result<()> {
     );
     cluster.cli(["down", "--discard"])?.ok()?;
     leftover::none(cluster.state())
+}
+
+/// The ccache of a node, by the arguments of the node's children.
+fn ccache_of(node: &Path) -> Result<Pid> {
+    let kernel = fs::read_to_string(node.join("pid"))?;
+    let kernel = kernel.split_whitespace().next().context("a number")?;
+    let mut children = String::new();
+    for thread in fs::read_dir(format!("/proc/{kernel}/task"))? {
+        children += &fs::read_to_string(thread?.path().join("children"))?;
+    }
+    children
+        .split_whitespace()
+        .find(|pid| {
+            let arguments = fs::read(format!("/proc/{pid}/cmdline")).unwrap_or_default();
+            arguments.ends_with(b"pd\0ccache\0")
+        })
+        .and_then(|pid| Pid::from_raw(pid.parse().ok()?))
+        .context("no ccache")
+}
+
+/// Its others evict it, for its ccache is stopped as soon as it is a member; `start-node` starts it again.
+#[test]
+fn a_node_that_is_evicted_while_it_starts_is_started_again() -> Result<()> {
+    let cluster = Cluster::up(3)?;
+    let node = cluster.state().join("default/node-2");
+    for _ in 0..20 {
+        cluster.cli(["kill-node", "2"])?.ok()?;
+        fs::remove_file(node.join("log"))?;
+        let start = Program::start(cluster.command(["start-node", "2"]), b"")?;
+        let begin = Instant::now();
+        // A log has no event to wait for.
+        let stopped = loop {
+            ensure!(begin.elapsed() < BOUND, "node 2 becomes no member");
+            let log = fs::read_to_string(node.join("log")).unwrap_or_default();
+            if log.contains("ccache: view ") {
+                let stopped = ccache_of(&node)?;
+                // It may have been evicted and be gone since.
+                if kill_process(stopped, Signal::STOP).is_ok() {
+                    break stopped;
+                }
+            }
+            std::thread::sleep(Duration::from_micros(200));
+        };
+        // It is out once the others' view has no node 2.
+        loop {
+            ensure!(begin.elapsed() < BOUND, "nobody suspects a node that stands still");
+            let nodes = cluster.json(["nodes"])?;
+            let of = nodes.as_array().into_iter().flatten().find(|n| n["node"] == 2);
+            if of.is_none_or(|n| n["state"] != "up") {
+                break;
+            }
+        }
+        let _ = kill_process(stopped, Signal::CONT);
+        let out = start.end_within(BOUND)?;
+        match (out.status, out.errors().contains("starting it again")) {
+            (0, true) => {
+                cluster.settled(BOUND)?;
+                cluster.cli(["down", "--discard"])?.ok()?;
+                return leftover::none(cluster.state());
+            }
+            // It served before it was stopped.
+            (0, false) => cluster.whole(&mut 0)?,
+            _ => bail!("{}{}", out.text(), out.errors()),
+        }
+    }
+    bail!("in 20 rounds it served sooner than it could be stopped")
 }

@@ -158,11 +158,7 @@ impl Service {
         // Whether it was this thread's own work, or it was not run.
         let ran = cpu_ns().saturating_sub(self.ran);
         self.parts.server.ran_late(late.saturating_sub(ran));
-        if let Err(e) = self.urgency.ran_late(late.saturating_sub(ran)) {
-            say(format_args!(
-                "runs no sooner than others on this machine, which has more to run than processors: {e}"
-            ));
-        }
+        tell_of(self.urgency.ran_late(late.saturating_sub(ran)));
         if late > self.parts.config.timing.late() {
             say(format_args!(
                 "this node stood still: a timer was {} ms late; it ran for {} ms since the last one; at {} ms",
@@ -237,5 +233,14 @@ impl Service {
         ] {
             metrics::set(name, value);
         }
+    }
+}
+
+/// Says that this thread could not be made real-time.
+pub(super) fn tell_of(made: std::io::Result<()>) {
+    if let Err(e) = made {
+        say(format_args!(
+            "runs no sooner than others where this machine has more to run than processors: {e}"
+        ));
     }
 }

@@ -1,7 +1,7 @@
 //! The commands that list.
 
 use crate::args::{Logs, Metrics, Objects};
-use crate::connection::{ask, ask_all};
+use crate::connection::{Connection, ask, ask_all, candidates};
 use crate::state::{Folder, Phase, WITNESS, called};
 use crate::wire::{Metric, Object, Pd, Program, Reply, Request, Status};
 use anyhow::{Context, Result, bail};
@@ -9,6 +9,7 @@ use clustix_ccache::set;
 use serde_json::{Value, json};
 use std::io::Write;
 use std::process::ExitCode;
+use std::time::Duration;
 
 /// Prints to standard output; a reader that has gone is no error.
 pub(super) fn print(text: &str) -> Result<()> {
@@ -61,19 +62,25 @@ fn plain(text: &str) -> String {
     text.chars().map(|c| if c.is_control() && c != '\t' { '?' } else { c }).collect()
 }
 
+/// Of a node that serves, if one answers soon; else of any that answers.
 pub(super) fn get_status(folder: &Folder) -> Result<Status> {
-    let (_, replies) = ask(folder, None, &Request::Status)?;
-    // A node that was evicted answers too; another may know better.
-    let mut found = status_of(replies)?;
-    if !found.serving {
-        for (_, replies) in ask_all(folder, None, &Request::Status)? {
-            let other = status_of(replies)?;
-            if other.serving {
-                found = other;
-            }
+    /// A node that is about to be evicted may not answer for long; another knows better then.
+    const SOON: Duration = Duration::from_millis(500);
+    let mut found = None;
+    for slot in candidates(folder, None)? {
+        let asked = Connection::open(folder, slot, Request::Status)
+            .and_then(|mut c| c.all_within(SOON))
+            .and_then(status_of);
+        match asked {
+            Ok(status) if status.serving => return Ok(status),
+            Ok(status) => found = found.or(Some(status)),
+            Err(_) => {}
         }
     }
-    Ok(found)
+    match found {
+        Some(status) => Ok(status),
+        None => status_of(ask(folder, None, &Request::Status)?.1),
+    }
 }
 
 fn status_of(replies: Vec<Reply>) -> Result<Status> {

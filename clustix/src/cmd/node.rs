@@ -4,7 +4,7 @@ use super::up;
 use crate::args::{Kill, Rehome};
 use crate::connection;
 use crate::interrupt::Interrupts;
-use crate::launch::Nodes;
+use crate::launch::{Evicted, Nodes};
 use crate::procfs;
 use crate::state::{Cluster, Folder, WITNESS, called};
 use crate::wire::Request;
@@ -14,6 +14,9 @@ use std::time::{Duration, Instant};
 
 /// Longest that a node may take to join.
 const BOUND: Duration = Duration::from_secs(30);
+
+/// How often a node is started that is evicted before it serves.
+const STARTS: u32 = 3;
 
 /// Kills a node's tree, or the witness.
 ///
@@ -47,7 +50,7 @@ pub fn kill_node(folder: &Folder, slot: u8) -> Result<ExitCode> {
 /// Starts a node that is down, or the witness.
 ///
 /// # Errors
-/// It runs; the cluster does not let it join in time. Then it does not run.
+/// It runs; the cluster does not let it join in time, or evicts it again and again. Then it does not run.
 pub fn start_node(folder: &Folder, slot: u8) -> Result<ExitCode> {
     let begin = Instant::now();
     let interrupts = Interrupts::new()?;
@@ -67,17 +70,30 @@ pub fn start_node(folder: &Folder, slot: u8) -> Result<ExitCode> {
         );
     }
     let had = cluster.witness;
-    let incarnation = cluster.incarnate(slot);
-    folder.save(&cluster)?;
-    let mut nodes = Nodes::new(folder);
-    let joined = join(folder, &cluster, &mut nodes, (slot, incarnation), live.len(), &interrupts);
-    if let Err(e) = joined {
-        drop(nodes);
-        cluster.witness = had;
+    let mut starts = 0;
+    let incarnation = loop {
+        let incarnation = cluster.incarnate(slot);
         folder.save(&cluster)?;
-        return Err(e.context(format!("{} did not join", called(slot))));
-    }
-    nodes.keep();
+        let mut nodes = Nodes::new(folder);
+        starts += 1;
+        match join(folder, &cluster, &mut nodes, (slot, incarnation), live.len(), &interrupts) {
+            Ok(()) => {
+                nodes.keep();
+                break incarnation;
+            }
+            // Who is evicted joins again, empty, as what it is: another incarnation.
+            Err(e) if e.is::<Evicted>() && starts < STARTS => {
+                drop(nodes);
+                eprintln!("clustix: {}: {e}; starting it again", called(slot));
+            }
+            Err(e) => {
+                drop(nodes);
+                cluster.witness = had;
+                folder.save(&cluster)?;
+                return Err(e.context(format!("{} did not join", called(slot))));
+            }
+        }
+    };
     println!(
         "{} {} after {} ms (incarnation {incarnation})",
         called(slot),

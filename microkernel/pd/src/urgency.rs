@@ -3,7 +3,7 @@
 //! Others' lives hang on ccache's timers: where one is late by some leases, its node is rightly taken for dead.
 //! A real-time thread (SCHED_RR at the lowest priority, sched(7)) is not late, but its wake-ups cost more: a put
 //! from a server's domain 0.4 rounds. So a thread is real-time from the first late timer on, until none has
-//! been late for a while.
+//! been late for a while; and at first, when it is not known yet.
 
 use crate::exec;
 
@@ -13,6 +13,10 @@ pub(crate) const LATE: u64 = 20_000_000;
 /// How long the answer to a late timer lasts, ns: at first, and at most. It doubles while timers are late soon after it.
 const PAUSE: u64 = 10_000_000_000;
 const LONGEST_PAUSE: u64 = 320_000_000_000;
+
+/// How long a thread that begins is real-time, ns: where others keep the machine full, it has had no timer to be
+/// late, and its first may be late by more than a lease.
+const BEGINNING: u64 = 3_000_000_000;
 
 /// For how long something is done otherwise after late timers.
 pub(crate) struct Patience {
@@ -58,6 +62,15 @@ impl Urgency {
         Urgency { patience: Patience::new(), raised: false, refused: false }
     }
 
+    /// The thread begins: it is real-time for a moment.
+    ///
+    /// # Errors
+    /// As [`Urgency::ran_late`].
+    pub fn begin(&mut self) -> std::io::Result<()> {
+        self.patience.until = exec::now_ns() + BEGINNING;
+        self.raise()
+    }
+
     /// A timer of the thread was `late` ns late, for want of a processor.
     ///
     /// # Errors
@@ -67,6 +80,10 @@ impl Urgency {
             return Ok(());
         }
         self.patience.late(exec::now_ns());
+        self.raise()
+    }
+
+    fn raise(&mut self) -> std::io::Result<()> {
         if !self.raised {
             self.refused = true;
             schedule(libc::SCHED_RR, 1)?;
@@ -124,6 +141,16 @@ mod tests {
     fn policy() -> i32 {
         // SAFETY: the call takes numbers only; 0 is the calling thread.
         unsafe { libc::sched_getscheduler(0) }
+    }
+
+    #[test]
+    fn a_beginning_is_no_late_timer() {
+        let mut urgency = Urgency::new();
+        let refused = urgency.begin().is_err();
+        assert_eq!((urgency.is_raised(), urgency.patience.length), (!refused, PAUSE));
+        urgency.patience.until = 1;
+        urgency.look();
+        assert!(!urgency.is_raised());
     }
 
     #[test]
