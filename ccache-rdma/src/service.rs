@@ -10,7 +10,7 @@ mod volatile;
 
 use crate::arena::Arena;
 use crate::cache::{CacheError, Waited};
-use crate::engine::{Action, ClientId, Config as EngineConfig, Engine, Event, RequestId};
+use crate::engine::{Action, ClientId, Config as EngineConfig, Engine, Event, KNOWN, RequestId};
 use crate::fabric::{FabricError, FabricEvent, Token, Verb};
 use crate::layout::RegionId;
 use crate::lease::{Lease, Timing, Watch};
@@ -316,6 +316,7 @@ impl Service {
                 timing,
                 budget_bytes: parts.config.budget_bytes,
                 rebuild_rate: parts.config.rebuild_rate,
+                known: KNOWN,
             },
             parts.arena.clone(),
         );

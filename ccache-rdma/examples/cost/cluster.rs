@@ -1,7 +1,7 @@
 //! Nodes' engines with the shm fabric in one thread: no rings, no wake-ups, no other threads.
 
 use clustix_ccache::arena::Arena;
-use clustix_ccache::engine::{Action, ClientId, Config, Engine, Event, RequestId};
+use clustix_ccache::engine::{Action, ClientId, Config, Engine, Event, KNOWN, RequestId};
 use clustix_ccache::fabric::shm::ShmFabric;
 use clustix_ccache::fabric::{Fabric, FabricEvent, Verb};
 use clustix_ccache::layout::control;
@@ -121,6 +121,7 @@ impl Cluster {
                 timing: Timing::default(),
                 budget_bytes: 1 << 32,
                 rebuild_rate: 1000,
+                known: KNOWN,
             };
             Node {
                 engine: Engine::new(config, arena.clone()),

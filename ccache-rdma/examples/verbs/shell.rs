@@ -5,7 +5,7 @@ use crate::fail;
 use crate::three::{BOUND, INCARNATION, TOKEN};
 use clustix_ccache::arena::Arena;
 use clustix_ccache::cache::{CacheError, Transaction};
-use clustix_ccache::engine::{Action, ClientId, Config, Engine, Event, RequestId};
+use clustix_ccache::engine::{Action, ClientId, Config, Engine, Event, KNOWN, RequestId};
 use clustix_ccache::fabric::{Address, Fabric, FabricError, FabricEvent, Token, Verb};
 use clustix_ccache::layout::{RegionId, control};
 use clustix_ccache::lease::{Lease, Timing};
@@ -79,6 +79,7 @@ impl Shell {
             timing: TIMING,
             budget_bytes: 1 << 32,
             rebuild_rate: 64,
+            known: KNOWN,
         };
         let mut shell = Shell {
             slot,

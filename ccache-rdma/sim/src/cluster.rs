@@ -141,6 +141,8 @@ impl Cluster {
             timing: timing(),
             budget_bytes: 1 << 30,
             rebuild_rate: 100_000,
+            // So few that something is forgotten all the time.
+            known: 4,
         };
         let clock = Clock::any(&mut self.random, &timing());
         let views = self.membership.views.len();

@@ -84,7 +84,13 @@ pub struct Config {
     pub budget_bytes: u64,
     /// Slots copied per millisecond when a shard is rebuilt.
     pub rebuild_rate: u32,
+    /// Objects, and as many slots, of which something is remembered that could be found out again: [`KNOWN`].
+    pub known: usize,
 }
+
+/// As much as is remembered of objects that nobody uses: what it takes to go through all of it, to forget, holds
+/// everything else up (a million took half a second), and so does making room for more.
+pub const KNOWN: usize = 1 << 17;
 
 /// What happened.
 #[derive(Clone, PartialEq, Debug)]
@@ -287,6 +293,8 @@ pub struct Engine {
     outstanding: u32,
     objects: Names<Object>,
     shares: Map<SlotKey, SlotShare>,
+    /// At how many of each it is looked for what may be forgotten.
+    crowded: [usize; 2],
     primary: Primary,
     /// Allocations of this node's own operations, until they are back in the table.
     local_allocations: Vec<(Name, u32, Asker)>,
@@ -318,7 +326,6 @@ impl Engine {
     pub fn new(config: Config, arena: Arena) -> Engine {
         arena.stamp();
         Engine {
-            config,
             publisher: Publisher::new(arena.clone()),
             arena,
             now: 0,
@@ -337,8 +344,10 @@ impl Engine {
             ready: VecDeque::new(),
             timers: BinaryHeap::new(),
             outstanding: 0,
-            objects: Map::default(),
-            shares: Map::default(),
+            objects: Map::with_capacity_and_hasher(config.known + 1, Default::default()),
+            shares: Map::with_capacity_and_hasher(config.known + 1, Default::default()),
+            crowded: [config.known; 2],
+            config,
             primary: Primary::default(),
             local_allocations: Vec::new(),
             redo_free: (0..control::REDO_RECORDS).rev().collect(),

@@ -227,9 +227,6 @@ impl Object {
     }
 }
 
-/// Most objects whose place is remembered.
-const MAX_OBJECTS_KNOWN: usize = 1 << 20;
-
 impl Engine {
     /// Starts an operation; it takes its first step before `handle` returns.
     pub(crate) fn spawn(&mut self, caller: Caller, kind: Kind) -> Option<OpId> {
@@ -459,8 +456,9 @@ impl Engine {
 
     /// Queues `op` for an object; whether it may go on at once.
     pub(crate) fn lock(&mut self, name: Name, op: &Op) -> Result<bool, CacheError> {
-        if self.objects.len() > MAX_OBJECTS_KNOWN {
+        if self.objects.len() > self.crowded[0] {
             self.objects.retain(|_, o| !o.is_idle());
+            self.crowded[0] = self.config.known.max(2 * self.objects.len());
         }
         let object = self.objects.entry(name).or_default();
         if object.queue.len() >= MAX_QUEUE {

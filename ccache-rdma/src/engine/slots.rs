@@ -75,9 +75,6 @@ impl SlotShare {
 /// The most that a count holds.
 const FULL: u8 = 3;
 
-/// Slots remembered; beyond that those are forgotten that may be.
-const MAX_KNOWN: usize = 1 << 20;
-
 impl Engine {
     fn unknown(&self) -> u8 {
         // An earlier incarnation may have left counts behind.
@@ -86,9 +83,10 @@ impl Engine {
 
     fn share(&mut self, key: SlotKey) -> &mut SlotShare {
         let unknown = self.unknown();
-        if self.shares.len() >= MAX_KNOWN {
+        if self.shares.len() > self.crowded[1] {
             // Rule 6; and only what an unknown one would count as.
             self.shares.retain(|_, s| s.posted > 0 || s.ub > 1.min(unknown));
+            self.crowded[1] = self.config.known.max(2 * self.shares.len());
         }
         self.shares.entry(key).or_insert(SlotShare::new(unknown))
     }
