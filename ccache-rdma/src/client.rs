@@ -15,8 +15,8 @@ use crate::request::{
 use crate::set::{self, CLASSES, Class, Durability};
 use crate::slab::Slab;
 use crate::view::View;
-use clustix_pd::exec;
 use clustix_pd::{Boot, BootError, CallError, Client, Region};
+use clustix_pd::{exec, fault};
 use serde::Deserialize;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
@@ -301,7 +301,7 @@ impl Cache for CacheClient {
         }
         let (mut request, mut reply) = (Vec::new(), Vec::new());
         let label = encode_transaction(&t, &mut request);
-        self.ask(label, &request, false, &mut reply).await
+        fault::around(self.ask(label, &request, false, &mut reply)).await
     }
 
     async fn grab(&self, name: Name, out: &mut Vec<u8>) -> Result<Version, CacheError> {

@@ -26,6 +26,7 @@
 
 use crate::node::Node;
 use crate::services::Services;
+use crate::standing;
 use crate::state::ProcessContext;
 use crate::window::{DATA_LEN, FAULTED, MAX_STEPS, Request, Step, at, kind, op};
 use clustix_ccache::cache::{Cache, Version, Waited};
@@ -61,6 +62,10 @@ pub struct Call<'a, S: Services> {
     pub process: &'a mut ProcessContext,
     /// How far a call that sleeps has come (bytes moved, deadline): in its own terms.
     pub progress: [u64; 2],
+    /// When it ends at the latest (CLOCK_MONOTONIC, ns), by [`Call::deadline`]; 0: it has none.
+    until: u64,
+    /// As it was when a personality that died had made this call.
+    again: Option<u64>,
     /// The reply leaves the app's registers as they are (rt_sigreturn, execve).
     pub keep_registers: bool,
     copied: [u64; 6],
@@ -72,7 +77,10 @@ pub struct Call<'a, S: Services> {
 impl<'a, S: Services> Call<'a, S> {
     /// From a request as it was copied from the window.
     pub fn new(node: &'a Node<S>, process: &'a mut ProcessContext, r: &Request) -> Self {
+        let again = process.again.take().filter(|(nr, until)| *nr == r.nr && *until != 0);
         Call {
+            until: 0,
+            again: again.map(|(_, until)| until),
             nr: r.nr,
             args: r.args,
             ip: r.ip,
@@ -105,6 +113,13 @@ impl<'a, S: Services> Call<'a, S> {
     /// Argument `i` as a C int.
     pub fn int(&self, i: usize) -> i32 {
         self.args[i] as i32
+    }
+
+    /// The call's deadline, where its arguments say `at` (CLOCK_MONOTONIC, ns): when it is made again over a
+    /// personality's death, what they said the first time.
+    pub fn deadline(&mut self, at: u64) -> u64 {
+        self.until = self.again.unwrap_or(at);
+        self.until
     }
 
     /// What the stub copied for argument `i`.
@@ -300,6 +315,17 @@ impl<'a, S: Services> Call<'a, S> {
         on: &[(Name, Version)],
         deadline: Option<u64>,
     ) -> Result<Waited, Errno> {
+        standing::asleep(&self.process.window, self.nr, self.progress[0], self.until);
+        let slept = self.sleep(on, deadline).await;
+        standing::awake(&self.process.window, self.nr);
+        slept
+    }
+
+    async fn sleep(
+        &mut self,
+        on: &[(Name, Version)],
+        deadline: Option<u64>,
+    ) -> Result<Waited, Errno> {
         let interrupted = self.interrupted();
         let cache = self.cache();
         let wait = async {
@@ -372,6 +398,9 @@ impl ProcessContext {
         // The number that the stub waits for is the one that this side last saw; a window in which
         // the app scribbled leaves the app waiting.
         let seq = self.answered.load(Ordering::Relaxed);
+        if steps.last().is_some_and(|s| s.op == op::RETURN) {
+            standing::answered(w, seq);
+        }
         w.word(at::REPLY_WORD).store(seq, Ordering::Release);
         exec::wake_all(w.word(at::REPLY_WORD));
         Ok(())

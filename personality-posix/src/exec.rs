@@ -289,6 +289,7 @@ pub async fn load<S: Services>(
     match fresh {
         Some(stub) => {
             let old = process.running.stub.swap(stub.id, Ordering::AcqRel);
+            process.state.stub.1 = stub.id;
             services.stubs().kill(old);
             process.window = stub.window;
             process.answered.store(0, Ordering::Relaxed);

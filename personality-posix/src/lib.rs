@@ -41,6 +41,7 @@ pub mod rw;
 pub mod service;
 pub mod services;
 pub mod signal;
+pub mod standing;
 pub mod stat;
 pub mod state;
 pub mod thread;

@@ -9,6 +9,7 @@ use crate::services::Services;
 use crate::state::{ProcessContext, ProcessState};
 use crate::thread::{Start, start};
 use crate::window::Request;
+use clustix_ccache::cache::Cache;
 use clustix_pd::exec;
 use clustix_process::pipe::{self, End};
 use clustix_proto::Errno;
@@ -76,8 +77,9 @@ pub async fn spawn<S: Services>(node: &Arc<Node<S>>, spawn: Spawn) -> Result<Pid
             services.console(&session).await?;
         }
         standard_streams(node, pid, &stdio).await?;
-        let state = ProcessState { cwd: dir, ..ProcessState::default() };
         let stub = services.stubs().spawn()?;
+        let of = (services.life().incarnation, stub.id);
+        let state = ProcessState { cwd: dir, stub: of, ..ProcessState::default() };
         let process = ProcessContext::new(pid, credentials, state, stub);
         process.save(cache).await?;
         start(node, process, Start::Program(command))
@@ -210,6 +212,19 @@ pub async fn finish<S: Services>(node: &Node<S>, process: &mut ProcessContext, s
     unmake(node, process.pid, status, None, process.used_us).await;
 }
 
+/// A process cannot go on under this personality, which has taken over what it had open.
+pub async fn lose<S: Services>(node: &Node<S>, pid: Pid) {
+    let process::Request::Exit { status, verdict, own_us, .. } = lost(node, pid) else { return };
+    unmake(node, pid, status, verdict, own_us).await;
+}
+
+/// The end of a process that cannot go on.
+pub(crate) fn lost<S: Services>(node: &Node<S>, pid: Pid) -> process::Request {
+    let verdict = format!("lost with the personality of node {}", node.services.cache().node());
+    let status = process::status::LOST;
+    process::Request::Exit { pid, status, verdict: Some(verdict), own_us: (0, 0) }
+}
+
 async fn unmake<S: Services>(
     node: &Node<S>,
     pid: Pid,
@@ -229,12 +244,15 @@ async fn unmake<S: Services>(
     log("removing the areas", memory.map(|_| ()));
     log("removing the state", fd::discard(cache, name::pstate(pid)).await);
     node.processes().remove(&pid);
-    // The parent must hear of it, however long the cluster takes to settle.
-    let request = process::Request::Exit { pid, status, verdict, own_us };
+    tell(node, process::Request::Exit { pid, status, verdict, own_us }).await;
+}
+
+/// Tells the end of a process: its parent must hear of it, however long the cluster takes to settle.
+async fn tell<S: Services>(node: &Node<S>, end: process::Request) {
     for _ in 0..TRIES {
-        match services.process(&request).await {
+        match node.services.process(&end).await {
             Ok(_) | Err(ESRCH) => return,
-            Err(e) => log("telling the end", Err(e)),
+            Err(e) => tracing::warn!("telling the end of a process: {e}"),
         }
         exec::sleep_until(exec::now_ns() + PAUSE_NS).await;
     }
@@ -291,7 +309,13 @@ pub async fn deliver<S: Services>(
 ) -> Result<Pid, Errno> {
     let Birth { pid, stub } = birth;
     let id = stub.id;
-    let state = ProcessState { requests: 0, ..parent.state.clone() };
+    let state = ProcessState {
+        requests: 0,
+        saved_mask: None,
+        timer: (0, 0),
+        stub: (node.services.life().incarnation, id),
+        ..parent.state.clone()
+    };
     let child = ProcessContext::new(pid, parent.credentials.clone(), state, stub);
     let started = match child.save(node.services.cache()).await {
         Ok(()) => start(node, child, begin),
@@ -313,9 +337,23 @@ pub async fn abandon<S: Services>(node: &Node<S>, birth: Birth) {
 
 /// Notes that a stub has ended: whose it was finds out.
 pub fn died<S: Services>(node: &Node<S>, stub: u32, status: i32) {
-    let whose = node.processes().values().find(|r| r.stub.load(Ordering::Acquire) == stub).cloned();
-    if let Some(running) = whose {
-        running.death.store(status as u32 & 0xffff | 1 << 31, Ordering::Release);
-        running.nudge();
+    let processes = node.processes();
+    let whose = processes.values().find(|r| r.stub.load(Ordering::Acquire) == stub).cloned();
+    match whose {
+        Some(running) => {
+            running.death.store(status as u32 & 0xffff | 1 << 31, Ordering::Release);
+            running.nudge();
+        }
+        // Perhaps of a process that is about to be taken over.
+        None if node.ready.load(Ordering::Acquire) == 0 => node.strays().push((stub, status)),
+        None => {}
+    }
+}
+
+/// Notes the end of a stub that ended before its process was taken over.
+pub fn died_before<S: Services>(node: &Node<S>, stub: u32) {
+    let before = node.strays().iter().find(|(id, _)| *id == stub).copied();
+    if let Some((_, status)) = before {
+        died(node, stub, status);
     }
 }

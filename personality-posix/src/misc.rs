@@ -135,7 +135,7 @@ pub async fn sys_futex<S: Services>(call: &mut Call<'_, S>) -> Result<i64, Errno
                 Some(t) => {
                     let ns = crate::time::timespec(&t)?;
                     // WAIT_BITSET's is absolute, on the monotonic clock unless asked otherwise.
-                    Some(if kind == WAIT { start.saturating_add(ns) } else { ns })
+                    Some(if kind == WAIT { call.deadline(start.saturating_add(ns)) } else { ns })
                 }
             };
             loop {

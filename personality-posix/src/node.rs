@@ -26,6 +26,10 @@ pub struct Node<S: Services> {
     pub images: Images,
     /// Running processes.
     processes: Mutex<HashMap<Pid, Arc<Running>>>,
+    /// Stubs that ended while what another personality has left is taken over, with their wait statuses.
+    strays: Mutex<Vec<(u32, i32)>>,
+    /// 1 once what another personality has left is taken over: from then on there are new programs.
+    pub ready: AtomicU32,
     /// Odd while a freeze holds.
     pub freeze: AtomicU32,
     /// Bumped and woken when a process sets its timer.
@@ -45,9 +49,29 @@ impl<S: Services> Node<S> {
             openers: Openers::default(),
             images: Images::default(),
             processes: Mutex::default(),
+            strays: Mutex::default(),
+            ready: AtomicU32::new(0),
             freeze: AtomicU32::new(0),
             timers: AtomicU32::new(0),
         })
+    }
+
+    /// Stubs that ended, and are no known process's, until there may be new programs.
+    pub(crate) fn strays(&self) -> MutexGuard<'_, Vec<(u32, i32)>> {
+        self.strays.lock().unwrap_or_else(|e| e.into_inner())
+    }
+
+    /// There may be new programs.
+    pub fn open(&self) {
+        self.ready.store(1, Ordering::Release);
+        exec::wake_all(&self.ready);
+    }
+
+    /// Ends when there may be new programs.
+    pub async fn opened(&self) {
+        while self.ready.load(Ordering::Acquire) == 0 {
+            exec::changed(&self.ready, 0).await;
+        }
     }
 
     /// For a new thread's sake.

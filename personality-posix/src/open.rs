@@ -73,18 +73,20 @@ impl<S: Services> Call<'_, S> {
 
 /// Closes what an open file description led to.
 pub(crate) async fn close_kind<S: Services>(node: &Node<S>, kind: Kind) -> Answer<()> {
+    let mut closed = Ok(());
     if let Kind::Pipe { pipe, read, write, .. } = kind {
         let life = node.services.life();
         for (end, held) in [(End::Read, read), (End::Write, write)] {
             if held {
-                pipe::close(node.services.cache(), pipe, end, life).await?;
+                // One that fails keeps the other from nothing.
+                closed = closed.and(pipe::close(node.services.cache(), pipe, end, life).await);
             }
         }
     }
     if let Some(ino) = kind.ino() {
         node.openers.close(&node.services, ino).await;
     }
-    Ok(())
+    closed
 }
 
 /// Drops one reference to a description, and closes what it led to with the last.

@@ -126,14 +126,14 @@ impl<S: Services> Call<'_, S> {
     }
 
     /// A relative `struct timespec` as a deadline.
-    fn deadline_in(&self, ts: [u8; 16]) -> Result<u64, Errno> {
+    fn deadline_in(&mut self, ts: [u8; 16]) -> Result<u64, Errno> {
         let word = |i: usize| i64::from_le_bytes(ts[i..i + 8].try_into().unwrap_or([0; 8]));
         let (sec, nsec) = (word(0), word(8));
         if sec < 0 || !(0..1_000_000_000).contains(&nsec) {
             return Err(EINVAL);
         }
         let ns = (sec as u64).saturating_mul(1_000_000_000).saturating_add(nsec as u64);
-        Ok(exec::now_ns().saturating_add(ns))
+        Ok(self.deadline(exec::now_ns().saturating_add(ns)))
     }
 
     /// For a call with a signal mask: puts it in place until the call's end.
@@ -141,7 +141,7 @@ impl<S: Services> Call<'_, S> {
         if let Some(mask) = mask {
             let old = self.process.state.mask;
             self.process.state.mask = u64::from_le_bytes(mask) & !UNBLOCKABLE;
-            self.process.saved_mask = Some(old);
+            self.process.state.saved_mask = Some(old);
             self.save().await?;
         }
         Ok(())
@@ -151,7 +151,7 @@ impl<S: Services> Call<'_, S> {
     /// then that is done with the frame.
     async fn without_mask(&mut self) -> Result<(), Errno> {
         if !self.signalled()
-            && let Some(old) = self.process.saved_mask.take()
+            && let Some(old) = self.process.state.saved_mask.take()
         {
             self.process.state.mask = old;
             self.save().await?;
@@ -187,7 +187,7 @@ async fn poll<S: Services>(call: &mut Call<'_, S>, deadline: Option<u64>) -> Res
 /// poll(2).
 pub async fn sys_poll<S: Services>(call: &mut Call<'_, S>) -> Result<i64, Errno> {
     let ms = call.int(2);
-    let deadline = (ms >= 0).then(|| exec::now_ns() + ms as u64 * 1_000_000);
+    let deadline = (ms >= 0).then(|| call.deadline(exec::now_ns() + ms as u64 * 1_000_000));
     poll(call, deadline).await
 }
 

@@ -10,7 +10,7 @@ use crate::remote::Remote;
 use crate::services::Services;
 use crate::watch;
 use clustix_pd::channel::Task;
-use clustix_pd::{Boot, BootError, Call, exec};
+use clustix_pd::{Boot, BootError, Call};
 use clustix_proto::Errno;
 use clustix_proto::errno::EAGAIN;
 use clustix_proto::posix::Request;
@@ -21,7 +21,7 @@ use std::io::Write;
 use std::sync::Arc;
 
 /// The personality's protection domain; returns only when it cannot start.
-pub fn main(boot: Boot) -> Result<(), BootError> {
+pub fn main(mut boot: Boot) -> Result<(), BootError> {
     host::facts();
     // A worker's panic costs one process (thread.rs); a backtrace would need files, which the sandbox
     // does not have.
@@ -32,13 +32,6 @@ pub fn main(boot: Boot) -> Result<(), BootError> {
     let services = Remote::new(&boot)?;
     boot.enter_sandbox(None)?;
     let node = Node::new(services);
-    let left = match exec::block_on(estate::clear(&node)) {
-        Ok(left) => left,
-        Err(e) => {
-            eprintln!("posix: what the one before left in the slab cannot be taken away: {e}");
-            return Ok(());
-        }
-    };
     let deaths = node.clone();
     let started =
         std::thread::Builder::new().name("deaths".into()).spawn(move || watch::deaths(&deaths));
@@ -50,7 +43,7 @@ pub fn main(boot: Boot) -> Result<(), BootError> {
         Box::pin(watch::inbox(node.clone())),
         Box::pin(watch::timers(node.clone())),
         Box::pin(node.openers.run(&node.services)),
-        Box::pin(estate::settle(node.clone(), left)),
+        Box::pin(estate::succeed(node.clone(), std::mem::take(&mut boot.stubs))),
     ];
     let handler = async |_: &Call, request: Request| serve(&node, request).await;
     service::run(&boot.server, handler, others);
@@ -59,6 +52,7 @@ pub fn main(boot: Boot) -> Result<(), BootError> {
 
 /// Answers one request.
 pub async fn serve<S: Services>(node: &Arc<Node<S>>, request: Request) -> Result<Pid, Errno> {
+    node.opened().await;
     match request {
         Request::Spawn { argv, env, cwd, uid, gid, groups, stdio, start } => {
             if node.frozen() {

@@ -106,6 +106,8 @@ pub async fn next<S: Services>(
         if ready == 0 {
             continue;
         }
+        // From here on something is done that no later personality could take back.
+        crate::standing::acts(&process.window);
         let signal = if ready & bit(9) != 0 { 9 } else { ready.trailing_zeros() as u8 + 1 };
         let action = process.state.action(signal);
         match action.handler {
@@ -115,11 +117,20 @@ pub async fn next<S: Services>(
             0 => return Err(End(i32::from(signal))),
             _ => {
                 take(node, process, bit(signal)).await.map_err(unreachable_object)?;
+                heard_alarm(process, signal);
                 let sent = object.infos.iter().find(|i| i.signal == signal);
                 let info = describe(signal, sent);
                 return Ok(Some(Caught { signal, action, info }));
             }
         }
+    }
+}
+
+/// A timer whose signal was taken is not due any more; to be saved with what follows.
+fn heard_alarm(process: &mut ProcessContext, signal: u8) {
+    const SIGALRM: u8 = 14;
+    if signal == SIGALRM {
+        process.state.timer.0 = process.running.timer.load(Ordering::Acquire);
     }
 }
 
@@ -186,7 +197,7 @@ pub fn exception(process: &ProcessContext, r: &Request) -> Result<Caught, End> {
 pub fn enter(process: &mut ProcessContext, caught: &Caught, sp: u64) -> Delivery {
     let (signal, action) = (caught.signal, caught.action);
     let state = &mut process.state;
-    let restored = process.saved_mask.take().unwrap_or(state.mask);
+    let restored = state.saved_mask.take().unwrap_or(state.mask);
     let stack = state.stack;
     let on_stack = sp.wrapping_sub(stack.sp) < stack.size && stack.flags & SS_DISABLE == 0;
     let switch = action.flags & SA_ONSTACK != 0 && stack.flags & SS_DISABLE == 0 && !on_stack;
@@ -313,7 +324,7 @@ pub async fn sys_rt_sigsuspend<S: Services>(call: &mut Call<'_, S>) -> Result<i6
         return Err(EINVAL);
     }
     let mask = call.struct_in::<8>(0)?.map(u64::from_le_bytes).ok_or(EFAULT)? & !FIRM;
-    call.process.saved_mask = Some(call.process.state.mask);
+    call.process.state.saved_mask = Some(call.process.state.mask);
     call.process.state.mask = mask;
     loop {
         if call.sleep_on(&[], None).await.is_err() {
@@ -338,7 +349,10 @@ pub async fn sys_rt_sigtimedwait<S: Services>(call: &mut Call<'_, S>) -> Result<
     }
     let set = call.struct_in::<8>(0)?.map(u64::from_le_bytes).ok_or(EFAULT)? & !FIRM;
     let deadline = match call.struct_in::<16>(2)? {
-        Some(t) => Some(exec::now_ns().saturating_add(crate::time::timespec(&t)?)),
+        Some(t) => {
+            let ns = crate::time::timespec(&t)?;
+            Some(call.deadline(exec::now_ns().saturating_add(ns)))
+        }
         None => None,
     };
     loop {
@@ -347,6 +361,8 @@ pub async fn sys_rt_sigtimedwait<S: Services>(call: &mut Call<'_, S>) -> Result<
         if ready != 0 {
             let signal = ready.trailing_zeros() as u8 + 1;
             take(call.node, call.process, bit(signal)).await?;
+            heard_alarm(call.process, signal);
+            call.save().await?;
             if call.args[1] != 0 {
                 let sent = object.infos.iter().find(|i| i.signal == signal);
                 let bytes: Vec<u8> =
@@ -361,7 +377,9 @@ pub async fn sys_rt_sigtimedwait<S: Services>(call: &mut Call<'_, S>) -> Result<
         // Blocked signals are waited for too: unblock them for the wait's sake.
         let mask = call.process.state.mask;
         call.process.state.mask = mask & !set;
+        call.process.state.saved_mask = Some(mask);
         let slept = call.sleep_on(&[], deadline).await;
+        call.process.state.saved_mask = None;
         call.process.state.mask = mask;
         if slept.is_err() && call.signalled() {
             return Err(EINTR);

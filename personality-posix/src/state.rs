@@ -70,6 +70,12 @@ pub struct ProcessState {
     pub dumpable: bool,
     /// Executable's path, for /proc/self/exe.
     pub exe: Vec<u8>,
+    /// The mask to restore after a call that came with one of its own (sigsuspend(2), ppoll(2)).
+    pub saved_mask: Option<u64>,
+    /// ITIMER_REAL: next expiry (`CLOCK_MONOTONIC`) and interval, ns, as they were set; 0: none.
+    pub timer: (u64, u64),
+    /// Its stub: the node's incarnation, and the kernel's number.
+    pub stub: (u64, u32),
 }
 
 impl Default for ProcessState {
@@ -92,6 +98,9 @@ impl Default for ProcessState {
             requests: 0,
             dumpable: true,
             exe: Vec::new(),
+            saved_mask: None,
+            timer: (0, 0),
+            stub: (0, 0),
         }
     }
 }
@@ -178,8 +187,8 @@ pub struct ProcessContext {
     pub running: Arc<Running>,
     /// Number of the latest request seen in the window.
     pub answered: AtomicU32,
-    /// The mask to restore after the handler of a signal that ended a sigsuspend(2).
-    pub saved_mask: Option<u64>,
+    /// The call that a personality which died had made, and its deadline: the app makes it again.
+    pub again: Option<(u64, u64)>,
     /// The call under way ends the process, with this wait status.
     pub exiting: Option<i32>,
     /// User and system time used, µs, once it is known.
@@ -196,7 +205,7 @@ impl ProcessContext {
             running: Running::new(pid, stub.id),
             window: stub.window,
             answered: AtomicU32::new(0),
-            saved_mask: None,
+            again: None,
             exiting: None,
             used_us: (0, 0),
         }

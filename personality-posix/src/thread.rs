@@ -6,6 +6,7 @@ use crate::lifecycle;
 use crate::node::Node;
 use crate::services::Services;
 use crate::signal::{self, Caught, End};
+use crate::standing::{self, Standing};
 use crate::state::ProcessContext;
 use crate::window::{DATA_LEN, Delivery, MAX_STEPS, Request, Step, at, kind, op};
 use clustix_pd::exec;
@@ -26,6 +27,8 @@ pub enum Start {
         /// Where its number is written (CLONE_CHILD_SETTID); 0: nowhere.
         tid_at: u64,
     },
+    /// As a personality that died has left it.
+    Left(Standing),
 }
 
 /// Workers that panicked: each is a bug.
@@ -76,15 +79,12 @@ async fn live<S: Services>(
     process: &mut ProcessContext,
     start: Start,
 ) -> Result<Never, End> {
-    let hello = next(node, process).await?;
-    if hello.kind != kind::HELLO {
-        return Err(End::forced(process.pid, "its stub does not say hello"));
-    }
-    process.window.word(at::PID).store(process.pid, Ordering::Relaxed);
     let mut cpu = Affinity::default();
-    cpu.follow(hello.cpu);
     match start {
+        Start::Left(standing) => resume(node, process, standing).await?,
         Start::Program(command) => {
+            let hello = hello(node, process).await?;
+            cpu.follow(hello.cpu);
             let path = command.path.clone();
             if let Err(e) = load(node, process, command).await {
                 lifecycle::say(node, process, &path, e).await;
@@ -94,6 +94,8 @@ async fn live<S: Services>(
             leave(node, process, &hello, Outcome::Registers, Vec::new()).await?;
         }
         Start::Child { stack, tid_at } => {
+            let hello = hello(node, process).await?;
+            cpu.follow(hello.cpu);
             if stack != 0 {
                 let set = [step(op::SET_SP, [stack, 0, 0, 0])];
                 let set = process.program(&[], &set).await;
@@ -108,6 +110,7 @@ async fn live<S: Services>(
     }
     loop {
         let r = next(node, process).await?;
+        standing::taken(&process.window, process.answered.load(Ordering::Relaxed), &r);
         cpu.follow(r.cpu);
         match r.kind {
             kind::CALL => {
@@ -120,12 +123,19 @@ async fn live<S: Services>(
                 let outcome = if keep { Outcome::Registers } else { Outcome::Result(result) };
                 leave(node, process, &r, outcome, outs).await?;
             }
+            // Before the call that it is to make again: that one hears of what is due.
+            kind::PREEMPTED if process.again.is_some() => {
+                let order = process.order(&[], &[step(op::RETURN, [0, 1, 0, 0])]);
+                order.map_err(|e| End::forced(process.pid, e))?;
+            }
             kind::PREEMPTED => leave(node, process, &r, Outcome::Registers, Vec::new()).await?,
             kind::FAULT => {
                 let caught = signal::exception(process, &r)?;
-                enter(process, &caught, r.sp, &[], true).await?;
+                enter(process, &caught, r.sp, &[]).await?;
                 let saved = process.save(node.services.cache()).await;
                 saved.map_err(|e| End::forced(process.pid, e))?;
+                let order = process.order(&[], &[step(op::RETURN, [0, 1, 0, 0])]);
+                order.map_err(|e| End::forced(process.pid, e))?;
             }
             // The copies of the reply failed.
             kind::DONE if r.failed != 0 => {
@@ -135,6 +145,53 @@ async fn live<S: Services>(
             _ => return Err(End::forced(process.pid, "its stub says what no stub does")),
         }
     }
+}
+
+/// The first word of a stub that has just started.
+async fn hello<S: Services>(
+    node: &Arc<Node<S>>,
+    process: &mut ProcessContext,
+) -> Result<Request, End> {
+    let hello = next(node, process).await?;
+    if hello.kind != kind::HELLO {
+        return Err(End::forced(process.pid, "its stub does not say hello"));
+    }
+    process.window.word(at::PID).store(process.pid, Ordering::Relaxed);
+    Ok(hello)
+}
+
+/// Takes up what a personality that died has left.
+async fn resume<S: Services>(
+    node: &Arc<Node<S>>,
+    process: &mut ProcessContext,
+    standing: Standing,
+) -> Result<(), End> {
+    let pid = process.pid;
+    // An answer may have been shown, and nobody told.
+    exec::wake_all(process.window.word(at::REPLY_WORD));
+    process.again = standing::unmade(&process.window);
+    // What was pending, and what came meanwhile, stands in the object alone.
+    signal::refresh(node, process).await.map_err(|e| End::forced(pid, e))?;
+    match standing {
+        Standing::Free { answered } => process.answered.store(answered, Ordering::Relaxed),
+        Standing::Answered { request } => {
+            process.answered.store(request, Ordering::Relaxed);
+            let shown = process.window.word(at::REPLY_WORD);
+            shown.store(request, Ordering::Release);
+            exec::wake_all(shown);
+        }
+        Standing::Again { answered, nr, until } => {
+            process.answered.store(answered, Ordering::Relaxed);
+            let Ok(r) = process.next_request().await else { return Err(End(9)) };
+            if !matches!(r.kind, kind::CALL | kind::DONE) {
+                return Err(End::forced(pid, "its stub is in no call"));
+            }
+            process.again = Some((nr, until));
+            let steps = [step(op::RESTART, [nr, 0, 0, 0]), step(op::RETURN, [0, 1, 0, 0])];
+            process.order(&[], &steps).map_err(|e| End::forced(pid, e))?;
+        }
+    }
+    Ok(())
 }
 
 /// Waits for the next request while the app runs. Signals that come meanwhile end the process or
@@ -159,7 +216,7 @@ async fn next<S: Services>(
             if let Some(signal) = signal::fatal(process, ready) {
                 return Err(End(i32::from(signal)));
             }
-            if ready != 0 {
+            if ready != 0 && process.again.is_none() {
                 node.services.stubs().preempt(process.stub());
                 preempted = true;
             }
@@ -244,15 +301,17 @@ async fn leave<S: Services>(
             Outcome::Result(Err(RESTART | RESTART_NOHAND)) => result(Err(EINTR)),
             Outcome::Result(v) => result(v),
         };
-        sp = enter(process, &caught, sp, &before, false).await?;
+        sp = enter(process, &caught, sp, &before).await?;
         let saved = process.save(node.services.cache()).await;
         saved.map_err(|e| End::forced(process.pid, e))?;
     }
     match outcome {
         Outcome::Registers => steps.push(step(op::RETURN, [0, 1, 0, 0])),
         Outcome::Result(Err(RESTART | RESTART_NOHAND)) if r.kind == kind::CALL => {
-            if let Some(mask) = process.saved_mask.take() {
+            if let Some(mask) = process.state.saved_mask.take() {
                 process.state.mask = mask;
+                let saved = process.save(node.services.cache()).await;
+                saved.map_err(|e| End::forced(process.pid, e))?;
             }
             steps.push(step(op::RESTART, [r.nr, 0, 0, 0]));
             steps.push(step(op::RETURN, [0, 1, 0, 0]));
@@ -289,13 +348,12 @@ async fn flush(
     }
 }
 
-/// Has the stub enter a handler; `go`: and lets the app go on. Returns the stack pointer then.
+/// Has the stub enter a handler. Returns the stack pointer then.
 async fn enter(
     process: &mut ProcessContext,
     caught: &Caught,
     sp: u64,
     before: &[Step],
-    go: bool,
 ) -> Result<u64, End> {
     let d = signal::enter(process, caught, sp);
     let mut steps = before.to_vec();
@@ -307,10 +365,6 @@ async fn enter(
         Ok(_) => {}
         Err(ESRCH) => return Err(End(9)),
         Err(_) => return Err(SIGSEGV),
-    }
-    if go {
-        let order = process.order(&[], &[step(op::RETURN, [0, 1, 0, 0])]);
-        order.map_err(|e| End::forced(process.pid, e))?;
     }
     // Where the frame is, near enough to tell which stack it is on.
     Ok(if d.switch_to != 0 { d.switch_to - 8 } else { sp.wrapping_sub(128) })

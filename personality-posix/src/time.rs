@@ -73,7 +73,8 @@ async fn sleep<S: Services>(
 /// nanosleep(2).
 pub async fn sys_nanosleep<S: Services>(call: &mut Call<'_, S>) -> Result<i64, Errno> {
     let ns = timespec(&call.struct_in::<16>(0)?.ok_or(EFAULT)?)?;
-    sleep(call, exec::now_ns().saturating_add(ns), Some(1)).await
+    let until = call.deadline(exec::now_ns().saturating_add(ns));
+    sleep(call, until, Some(1)).await
 }
 
 /// clock_nanosleep(2).
@@ -84,7 +85,8 @@ pub async fn sys_clock_nanosleep<S: Services>(call: &mut Call<'_, S>) -> Result<
     }
     let now = exec::now_ns();
     if call.args[1] & TIMER_ABSTIME == 0 {
-        return sleep(call, now.saturating_add(ns), Some(3)).await;
+        let until = call.deadline(now.saturating_add(ns));
+        return sleep(call, until, Some(3)).await;
     }
     let until = match call.args[0] {
         CLOCK_REALTIME | 8 | 11 => {
@@ -97,21 +99,27 @@ pub async fn sys_clock_nanosleep<S: Services>(call: &mut Call<'_, S>) -> Result<
 }
 
 /// Sets ITIMER_REAL; what was left of it before, ns.
-fn set_timer<S: Services>(call: &Call<'_, S>, first: u64, interval: u64) -> u64 {
-    let running = &call.process.running;
+async fn set_timer<S: Services>(
+    call: &mut Call<'_, S>,
+    first: u64,
+    interval: u64,
+) -> Result<u64, Errno> {
     let now = exec::now_ns();
     let at = if first == 0 { 0 } else { now.saturating_add(first) };
+    call.process.state.timer = (at, interval);
+    call.save().await?;
+    let running = &call.process.running;
     running.interval.store(interval, Ordering::Release);
     let before = running.timer.swap(at, Ordering::AcqRel);
     call.node.timers.fetch_add(1, Ordering::Release);
     exec::wake_all(&call.node.timers);
-    if before == 0 { 0 } else { before.saturating_sub(now).max(1) }
+    Ok(if before == 0 { 0 } else { before.saturating_sub(now).max(1) })
 }
 
 /// alarm(2).
 pub async fn sys_alarm<S: Services>(call: &mut Call<'_, S>) -> Result<i64, Errno> {
     let seconds = u64::from(call.args[0] as u32);
-    let left = set_timer(call, seconds * SECOND, 0);
+    let left = set_timer(call, seconds * SECOND, 0).await?;
     Ok(left.div_ceil(SECOND) as i64)
 }
 
@@ -125,7 +133,7 @@ pub async fn sys_setitimer<S: Services>(call: &mut Call<'_, S>) -> Result<i64, E
     let new = call.struct_in::<32>(1)?.unwrap_or([0; 32]);
     let (interval, first) = (timeval(&new[..16])?, timeval(&new[16..])?);
     let was = call.process.running.interval.load(Ordering::Acquire);
-    let left = set_timer(call, first, interval);
+    let left = set_timer(call, first, interval).await?;
     if call.args[2] != 0 {
         let bytes = [as_timeval(was), as_timeval(left)].concat();
         call.out(2, &bytes);

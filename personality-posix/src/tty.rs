@@ -129,6 +129,7 @@ pub async fn read<S: Services>(
             Next::Step => continue,
             Next::Sleep => {}
         }
+        call.progress[0] = reading.out.len() as u64;
         match call.sleep_on(&[(console::tty(tty), version)], reading.deadline).await {
             Ok(Waited::TimedOut) => return Ok(reading.out),
             Ok(Waited::Changed) => {}

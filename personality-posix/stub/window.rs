@@ -37,6 +37,17 @@ pub mod at {
     pub const PID: usize = 0x18;
     /// u32: number of steps in the program.
     pub const STEPS: usize = 0x1c;
+    /// u32, u32, u32, u64, u64: the personality's notes for its next life, see its `standing`: the request that is
+    /// looked at, what becomes of it, the one whose answer lets the app go on, the call's number and its deadline.
+    pub const TAKEN: usize = 0x20;
+    #[allow(missing_docs)]
+    pub const WAY: usize = 0x24;
+    #[allow(missing_docs)]
+    pub const RETURNED: usize = 0x28;
+    #[allow(missing_docs)]
+    pub const CALLED: usize = 0x30;
+    #[allow(missing_docs)]
+    pub const UNTIL: usize = 0x38;
     /// [`super::Request`].
     pub const REQUEST: usize = 0x40;
     /// Array of [`super::Step`].

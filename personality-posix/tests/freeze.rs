@@ -275,6 +275,7 @@ fn blocked_calls_are_completed_in_another_cluster_from_their_data() {
     let new = Cluster::new(NODES);
     let elsewhere: Vec<_> =
         (0..NODES).map(|s| Node::new(Local::over(new.client(s).clone()))).collect();
+    elsewhere.iter().for_each(|node| node.open());
     restore(&new, &elsewhere, postcard::from_bytes(&bytes).unwrap());
     same("objects dumped in the old cluster and in the new", &before, &objects(&dumps(&new)));
     same("objects dumped in the old cluster and read in the new", &before, &read(&new));

@@ -21,7 +21,10 @@ impl Kernel {
             ("children name their parent's object", Kernel::children_agree),
             ("no dangling capability, every reference counted", Kernel::references_exact),
             ("budget accounting exact", Kernel::budget_exact),
-            ("a PD that does not run has nothing", Kernel::dead_has_nothing),
+            (
+                "a PD that does not run has nothing but stubs that it keeps",
+                Kernel::dead_has_nothing,
+            ),
             ("queues and waits agree", Kernel::queues_agree),
             ("replies and waits agree", Kernel::replies_agree),
             ("channels follow from capabilities", Kernel::channels_follow),
@@ -109,12 +112,15 @@ impl Kernel {
     fn dead_has_nothing(&self) -> bool {
         self.pds.iter().enumerate().filter(|(_, p)| p.state != State::Running).all(|(i, p)| {
             let pd = PdId(i as u16);
-            p.used == 0
+            let kept = self.stubs.iter::<StubId>().filter(|(_, s)| s.owner == pd).count();
+            p.used as usize == kept
+                && (kept == 0 || p.keeps_stubs)
                 && p.waits == 0
-                && self.caps(pd).next().is_none()
+                && self
+                    .caps(pd)
+                    .all(|(i, _)| self.slot_of(pd, i).is_some_and(|s| self.outlives(pd, s)))
                 && self.waits.iter::<WaitId>().all(|(_, w)| w.to.pd != pd)
                 && self.channels.iter().all(|c| c.client != pd)
-                && self.stubs.iter::<StubId>().all(|(_, s)| s.owner != pd)
         })
     }
 

@@ -18,12 +18,19 @@ pub struct PdDeclaration {
     pub guard: GuardData,
     /// Most objects it may have at a time: reply objects, notifications, endpoints, stubs, regions.
     pub budget: u32,
+    /// Whether its living stubs, and its capabilities to them, outlive its death, for its next start.
+    pub keeps_stubs: bool,
 }
 
 impl PdDeclaration {
     /// A PD with a flat CSpace, no budget and no supervisor.
     pub const fn new(radix: u8) -> Self {
-        PdDeclaration { radix, guard: GuardData { bits: 0, size: 64 - radix }, budget: 0 }
+        PdDeclaration {
+            radix,
+            guard: GuardData { bits: 0, size: 64 - radix },
+            budget: 0,
+            keeps_stubs: false,
+        }
     }
 }
 

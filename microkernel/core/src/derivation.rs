@@ -99,6 +99,16 @@ impl Slots {
         if self.is_original(source) { Some(source) } else { self.parent(source) }
     }
 
+    /// Whether the capability in a slot is derived, in however many steps, from that in another.
+    pub fn is_derived(&self, slot: SlotId, from: SlotId) -> bool {
+        let mut up = self.parent(slot);
+        // As deep as the tree at most, which has no cycle: `check` walks it.
+        while let Some(parent) = up.filter(|p| *p != from) {
+            up = self.parent(parent);
+        }
+        up.is_some()
+    }
+
     /// A capability derived from this one from which nothing is derived itself.
     pub fn last_descendant(&self, slot: SlotId) -> Option<SlotId> {
         let mut link = self.held(slot)?.first_child;

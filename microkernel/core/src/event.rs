@@ -80,6 +80,12 @@ pub enum Event {
         /// Wait status as of waitpid(2).
         status: i32,
     },
+    /// A PD that keeps its stubs will not be started again, or not soon enough for them: they go. No effect while
+    /// it runs.
+    StubsForgotten {
+        /// Whose.
+        pd: PdId,
+    },
     /// The host could not make a stub that [`crate::Action::StubSpawn`] or
     /// [`crate::Action::StubFork`] ordered. Its death is not told.
     StubFailed {

@@ -108,7 +108,7 @@ impl Kernel {
     /// Declares a PD; [`Error::NotEnoughMemory`] beyond 64 or when the slots are used up,
     /// [`Error::RangeError`] on a bad radix or guard.
     pub fn declare_pd(&mut self, declaration: PdDeclaration) -> Result<PdId, Error> {
-        let PdDeclaration { radix, guard, budget } = declaration;
+        let PdDeclaration { radix, guard, budget, keeps_stubs } = declaration;
         let fits = guard.size < 64 && u32::from(guard.size) + u32::from(radix) <= WORD_BITS;
         if !limits::RADIX.contains(&radix) || !fits || guard.bits >> guard.size != 0 {
             return Err(Error::RangeError);
@@ -131,6 +131,7 @@ impl Kernel {
             incarnation: 0,
             status: 0,
             budget,
+            keeps_stubs,
             used: 0,
             waits: 0,
             untyped: self.own_cap(Object::Untyped(pd), 0)?,
@@ -281,6 +282,7 @@ impl Kernel {
             Event::Cancel { pd, request } => self.cancel(Request { pd, request }),
             Event::PdDied { pd, incarnation, status } => self.died(pd, incarnation, status),
             Event::StubDied { stub, status } => self.stub_died(stub, status),
+            Event::StubsForgotten { pd } => self.forget_stubs(pd),
             Event::StubFailed { stub } => self.delete_all(Object::Stub(stub)),
             Event::SealFailed { region } => self.seal_failed(region),
             Event::RegionFailed { region } => self.delete_all(Object::Region(region)),

@@ -13,7 +13,7 @@
 //! 3. Everything is bounded: objects are charged to the PD that made them (`budget`), waiting
 //!    operations to the PD that waits (`wait`); a full table is an error to the one who asked.
 //! 4. Death leaves nothing: a dead PD holds no capability, waits for nothing, owns no object and
-//!    has no channel; whoever waited for it is told.
+//!    has no channel; whoever waited for it is told. Declared exception: living stubs, for the next start.
 //!
 //! Differences from seL4, all due to the host: scheduling, address spaces and threads are Linux's;
 //! a PD may have several operations waiting (its threads are not kernel objects); a destroyed

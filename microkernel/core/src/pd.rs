@@ -34,6 +34,8 @@ pub struct Pd {
     pub status: i32,
     /// Most objects it may have, and how many it has.
     pub budget: u32,
+    /// Whether its living stubs outlive it.
+    pub keeps_stubs: bool,
     /// How many it has.
     pub used: u32,
     /// Operations of its that wait.
@@ -117,7 +119,8 @@ impl Kernel {
         self.cnodes.get(usize::from(pd.0))?.slot(index)
     }
 
-    /// A PD's process ended: nothing of it stays but the word of its death.
+    /// A PD's process ended: nothing of it stays but the word of its death, and living stubs where it keeps
+    /// those.
     pub(crate) fn died(&mut self, pd: PdId, incarnation: u32, status: i32) {
         let Some(p) = self.pds.get_mut(usize::from(pd.0)) else { return };
         if p.state != State::Running || p.incarnation != incarnation {
@@ -125,13 +128,23 @@ impl Kernel {
         }
         p.state = State::Dead;
         p.status = status;
-        let untyped = p.untyped;
+        let (untyped, keeps_stubs) = (p.untyped, p.keeps_stubs);
         self.channels_of_server_close(pd);
         self.forget_waits(pd);
-        self.revoke(untyped);
+        if keeps_stubs {
+            // Where a capability goes, what was derived from it stays derived: one pass meets everything.
+            for n in 0..self.slots.len() {
+                let slot = SlotId(n as u16);
+                if self.slots.is_derived(slot, untyped) && !self.outlives(pd, slot) {
+                    self.delete(slot);
+                }
+            }
+        } else {
+            self.revoke(untyped);
+        }
         let slots = self.cnodes.get(usize::from(pd.0)).map_or(0, |c| 1u64 << c.radix);
         for index in 0..slots {
-            if let Some(slot) = self.slot_of(pd, index) {
+            if let Some(slot) = self.slot_of(pd, index).filter(|s| !self.outlives(pd, *s)) {
                 self.delete(slot);
             }
         }

@@ -2,12 +2,13 @@
 
 use crate::action::{Action, Delivery, Request};
 use crate::cap::{Cap, Object};
+use crate::derivation::SlotId;
 use crate::event::Invocation;
 use crate::id::{PdId, StubId};
 use crate::kernel::{Kernel, Outcome};
-use crate::pd::fault_message;
+use crate::pd::{State, fault_message};
 use crate::queue::{Item, Place};
-use clustix_abi::{Error, Fault, Hosted, Rights};
+use clustix_abi::{Error, Fault, Hosted, Rights, slot as places};
 
 /// A stub. Its owner is who made it, is charged for it, and is told of its death.
 #[derive(Clone, Copy, Debug)]
@@ -79,6 +80,10 @@ impl Kernel {
         let Some(stub) = self.stubs.get_mut(id).filter(|s| s.dead.is_none()) else { return };
         stub.dead = Some(status);
         let owner = stub.owner;
+        if self.pd_state(owner) != Some(State::Running) {
+            // Its owner's next life hears nothing of it, and does not find it.
+            return self.delete_all(Object::Stub(id));
+        }
         let Some((endpoint, _)) = self.pds.get(usize::from(owner.0)).and_then(|p| p.stub_fault)
         else {
             return;
@@ -114,6 +119,33 @@ impl Kernel {
         let fault = self.pds.get(usize::from(s.owner.0)).and_then(|p| p.stub_fault);
         if let Some(e) = fault.and_then(|(endpoint, _)| self.endpoints.get_mut(endpoint)) {
             self.nodes.remove(&mut e.queue, place);
+        }
+    }
+
+    /// Whether the capability in a slot stays when `pd` dies: its own to a living stub of its, if it keeps those,
+    /// and not where its next life has another from its start.
+    pub(crate) fn outlives(&self, pd: PdId, slot: SlotId) -> bool {
+        let Some(Object::Stub(id)) = self.slots.cap(slot).map(|c| c.object) else { return false };
+        let declared = |index: u64| {
+            index < places::FIRST_DECLARED
+                || self.grants.iter().any(|d| d.grant.pd == pd && d.grant.slot == index)
+        };
+        let first = self.cnodes.get(usize::from(pd.0)).map_or(0, |c| c.first.0);
+        self.slots.owner(slot) == Some(pd)
+            && !declared(u64::from(slot.0.saturating_sub(first)))
+            && self.pds.get(usize::from(pd.0)).is_some_and(|p| p.keeps_stubs)
+            && self.stubs.get(id).is_some_and(|s| s.owner == pd && s.dead.is_none())
+    }
+
+    /// A PD that is not started again has no stubs any more.
+    pub(crate) fn forget_stubs(&mut self, pd: PdId) {
+        if self.pd_state(pd) == Some(State::Running) {
+            return;
+        }
+        let of =
+            |k: &Kernel| k.stubs.iter::<StubId>().find_map(|(id, s)| (s.owner == pd).then_some(id));
+        while let Some(stub) = of(self) {
+            self.delete_all(Object::Stub(stub));
         }
     }
 

@@ -293,6 +293,59 @@ fn the_largest_death_fits_one_step() {
 }
 
 #[test]
+fn stubs_outlive_who_keeps_them() {
+    let mut k = kernel();
+    let declaration = PdDeclaration { budget: 8, keeps_stubs: true, ..PdDeclaration::new(6) };
+    let posix = k.declare_pd(declaration).unwrap();
+    let deaths = k.declare_endpoint(None).unwrap();
+    k.declare_stub_fault(posix, deaths, 78).unwrap();
+    for (slot, object, rights) in [
+        (16, Object::StubPool, Rights::ALL),
+        (17, Object::RegionPool, Rights::ALL),
+        (18, Object::Endpoint(deaths), Rights::READ),
+    ] {
+        k.declare_grant(Grant { pd: posix, slot, object, rights, badge: 0 }).unwrap();
+    }
+    k.handle(Event::Start { pd: posix });
+    let spawn = call(posix, 16, Hosted::StubSpawn.number(), &[], &[]);
+    let [(lives, place), (ends, _), (later, _)] =
+        [(); 3].map(|()| match *k.handle(Event::Invoke(spawn)) {
+            [Action::StubSpawn { stub, slot, .. }] => (stub, slot),
+            ref other => panic!("{other:?}"),
+        });
+    k.handle(Event::Invoke(call(posix, 17, Hosted::RegionCreate.number(), &[4096], &[])));
+    assert_eq!(k.handle(Event::StubDied { stub: ends, status: 9 }), []);
+    // What it held goes, but for the stubs that live; nobody will ask how the dead one ended.
+    let actions = k.handle(Event::PdDied { pd: posix, incarnation: 1, status: 9 });
+    assert!(actions.contains(&Action::StubDestroy { stub: ends }), "{actions:?}");
+    assert!(
+        matches!(actions, [_, _] if actions.iter().any(|a| matches!(a, Action::RegionDestroy { .. })))
+    );
+    assert_eq!((k.pd_budget(posix), k.check()), (Some((2, 8)), Ok(())));
+    assert_eq!(
+        k.handle(Event::StubDied { stub: later, status: 9 }),
+        [Action::StubDestroy { stub: later }]
+    );
+    assert_eq!(k.stub(lives), Some((posix, false)));
+    // The next life has it in the same place, and hears of its end.
+    k.handle(Event::Start { pd: posix });
+    assert_eq!((k.pd_budget(posix), k.check()), (Some((1, 8)), Ok(())));
+    let kill = call(posix, place, Hosted::StubKill.number(), &[], &[]);
+    let actions = k.handle(Event::Invoke(kill)).to_vec();
+    assert!(actions.contains(&Action::StubKill { stub: lives }), "{actions:?}");
+    assert_eq!(k.handle(Event::StubDied { stub: lives, status: 9 }), []);
+    let receive = Invocation { syscall: Syscall::Recv, ..call(posix, 18, 0, &[], &[]) };
+    let told = own(k.handle(Event::Invoke(receive)), posix).unwrap().unwrap();
+    assert_eq!(told.message.words[..2], [u64::from(lives.0), 9]);
+    // Who is not started again keeps nothing for ever.
+    let [Action::StubSpawn { stub, .. }] = *k.handle(Event::Invoke(spawn)) else { panic!() };
+    assert_eq!(k.handle(Event::StubsForgotten { pd: posix }), []);
+    k.handle(Event::PdDied { pd: posix, incarnation: 2, status: 9 });
+    assert_eq!(k.handle(Event::StubsForgotten { pd: posix }), [Action::StubDestroy { stub }]);
+    assert_eq!((k.pd_budget(posix), k.check()), (Some((0, 8)), Ok(())));
+}
+
+#[test]
 fn declarations_are_checked() {
     let mut k = kernel();
     let pd = k.declare_pd(PdDeclaration::new(6)).unwrap();

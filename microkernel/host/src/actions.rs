@@ -330,6 +330,12 @@ impl Host {
                 fds.push(fd.clone());
             }
         }
+        let lives = |id: u32| self.kernel.stub(StubId(id)) == Some((PdId(n), false));
+        for (id, stub) in self.stubs.of(n).filter(|(id, _)| lives(*id)) {
+            let (slot, pid) = (stub.owner.1, stub.pid.unwrap_or(0));
+            descriptors.push(Descriptor::Stub { id, slot, pid });
+            fds.push(Rc::new(memory::duplicate(stub.window.as_fd())?));
+        }
         let info = BootInfo {
             role,
             node: self.node,
@@ -389,9 +395,10 @@ impl Host {
         let stub = Stub {
             socket,
             window,
+            owner: (to.pd.0, slot),
             pid: None,
             doomed: false,
-            starting: Some((to, slot)),
+            starting: Some(to),
             forked: false,
         };
         self.stubs.insert(id, stub);
@@ -419,7 +426,9 @@ impl Host {
             self.fail(to);
             return events.push(Event::StubFailed { stub: id });
         };
-        let stub = Stub { socket, window, pid: None, doomed: false, starting: None, forked: true };
+        let owner = (to.pd.0, slot);
+        let stub =
+            Stub { socket, window, owner, pid: None, doomed: false, starting: None, forked: true };
         self.stubs.insert(id, stub);
         let words = words_only(vec![u64::from(id.0), slot, 0]);
         self.answer(to, Ok(words), Extra::Nothing, vec![fd]);
@@ -438,18 +447,18 @@ impl Host {
     /// The zygote started a stub, or could not.
     pub(crate) fn stub_spawned(&mut self, id: StubId, result: Result<u32, i32>) {
         let Some(stub) = self.stubs.get_mut(id) else { return };
-        let starting = stub.starting.take();
+        let (starting, slot) = (stub.starting.take(), stub.owner.1);
         let window = memory::duplicate(stub.window.as_fd());
         match (result, window) {
             (Ok(pid), Ok(window)) => {
-                if let Some((to, slot)) = starting {
+                if let Some(to) = starting {
                     let words = words_only(vec![u64::from(id.0), slot, u64::from(pid)]);
                     self.answer(to, Ok(words), Extra::Nothing, vec![Rc::new(window)]);
                 }
                 self.stub_born(id, pid);
             }
             (result, _) => {
-                if let Some((to, _)) = starting {
+                if let Some(to) = starting {
                     self.fail(to);
                 }
                 match result {
@@ -484,7 +493,7 @@ impl Host {
     fn forget_stub(&mut self, id: StubId) {
         if let Some(stub) = self.stubs.remove(id) {
             self.unwatch(stub.socket.as_fd());
-            if let Some((to, _)) = stub.starting {
+            if let Some(to) = stub.starting {
                 self.fail(to);
             }
         }

@@ -28,6 +28,7 @@ impl Host {
             let radix = if with_stubs { RADIX_WITH_STUBS } else { RADIX };
             let mut declaration = PdDeclaration::new(radix);
             declaration.budget = p.budget;
+            declaration.keeps_stubs = p.keeps_stubs;
             self.kernel.declare_pd(declaration).map_err(refused(p.role.clone()))?;
         }
         let mut regions = Vec::new();

@@ -28,6 +28,9 @@ const DEATHS: usize = 5;
 /// …in this time (ns), else the node ends.
 const DEATHS_WITHIN_NS: u64 = 10_000_000_000;
 
+/// How long the stubs of a domain that keeps them wait for its next life, ns.
+pub const KEPT_NS: u64 = 60_000_000_000;
+
 /// Packets read from one domain before the others have their turn.
 const TURN: usize = 16;
 
@@ -349,6 +352,12 @@ impl Host {
                 );
             }
         }
+        for n in 0..self.pds.len() {
+            let late = self.pds[n].forget_at.take_if(|at| *at <= now);
+            if late.is_some() {
+                self.step(Event::StubsForgotten { pd: PdId(n as u16) });
+            }
+        }
     }
 
     /// Kills what still runs and waits for it: children first, the zygote's too.
@@ -546,6 +555,7 @@ impl Host {
         let deadline = u64::from(self.system.pds[usize::from(n)].deadline_ms) * 1_000_000;
         let pd = &mut self.pds[usize::from(n)];
         pd.starts += 1;
+        pd.forget_at = None;
         pd.started_ns = now_ns();
         pd.last_pid = process.pid;
         tracing::info!(role, pid = process.pid, start = pd.starts, "started");
@@ -574,6 +584,7 @@ impl Host {
         let now = now_ns();
         let pid = life.process.pid;
         pd.bury(exit, now);
+        pd.forget_at = self.system.pds[usize::from(n)].keeps_stubs.then_some(now + KEPT_NS);
         pd.deaths.retain(|&d| now - d <= DEATHS_WITHIN_NS);
         let role = pd.role.clone();
         let often = pd.deaths.len() > DEATHS;

@@ -91,6 +91,8 @@ pub(crate) struct Pd {
     pub(crate) ends: VecDeque<(u64, Exit)>,
     /// When it died lately (CLOCK_MONOTONIC, ns).
     pub(crate) deaths: VecDeque<u64>,
+    /// Until when its stubs wait for its next life.
+    pub(crate) forget_at: Option<u64>,
     /// Counters of its former lives.
     pub(crate) carried: HashMap<String, u64>,
 }
@@ -110,6 +112,7 @@ impl Pd {
             last_pid: 0,
             ends: VecDeque::new(),
             deaths: VecDeque::new(),
+            forget_at: None,
             carried: HashMap::new(),
         })
     }

@@ -16,12 +16,14 @@ const EARLY_DEATHS: usize = 256;
 pub(crate) struct Stub {
     pub(crate) socket: OwnedFd,
     pub(crate) window: OwnedFd,
+    /// Which domain has it, and in which slot of its.
+    pub(crate) owner: (u16, u64),
     /// Its process id, once the zygote or its hello told it.
     pub(crate) pid: Option<u32>,
     /// To be killed as soon as its process is known.
     pub(crate) doomed: bool,
-    /// The system call that waits for its start, with the slot of its capability.
-    pub(crate) starting: Option<(Request, u64)>,
+    /// The system call that waits for its start.
+    pub(crate) starting: Option<Request>,
     /// Whether it is the copy of another.
     pub(crate) forked: bool,
 }
@@ -49,6 +51,11 @@ impl Stubs {
 
     pub(crate) fn get(&self, id: StubId) -> Option<&Stub> {
         self.table.get(&id.0)
+    }
+
+    /// Those of a domain, each with its number.
+    pub(crate) fn of(&self, owner: u16) -> impl Iterator<Item = (u32, &Stub)> {
+        self.table.iter().filter(move |(_, s)| s.owner.0 == owner).map(|(id, s)| (*id, s))
     }
 
     pub(crate) fn len(&self) -> usize {

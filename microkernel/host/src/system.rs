@@ -65,6 +65,9 @@ pub struct PdDescription {
     /// hung, and is killed. 0: for ever.
     #[serde(default)]
     pub deadline_ms: u32,
+    /// Whether its stubs outlive it, for its next life, which must come within [`crate::host::KEPT_NS`].
+    #[serde(default)]
+    pub keeps_stubs: bool,
     /// Whether it runs before whatever is not real-time (SCHED_RR, sched(7)), where the host allows that: for one
     /// with little to do, on whose timers others' lives hang.
     #[serde(default)]

@@ -6,16 +6,16 @@ use std::os::fd::{AsFd, FromRawFd, OwnedFd};
 use std::sync::Arc;
 
 use crate::channel::{BADGE_TABLE_LEN, ChannelId, Client, Inbox, Server, channel_len};
-use crate::kernel::Kernel;
+use crate::kernel::{Kernel, Stub, StubWindow};
 use crate::region::{Mapping, Region};
 use crate::wire::{BootInfo, Descriptor, MAX_PACKET, Notice};
-use crate::{metrics, sandbox, socket};
+use crate::{fault, metrics, sandbox, socket};
 
 /// Descriptor of the kernel socket.
 pub const KERNEL_FD: i32 = 3;
 
 /// Most descriptors a boot message may announce.
-const MAX_BOOT_DESCRIPTORS: usize = 1024;
+const MAX_BOOT_DESCRIPTORS: usize = 8192;
 
 /// Why a domain could not start.
 #[derive(Debug, thiserror::Error)]
@@ -53,6 +53,8 @@ pub struct Boot {
     pub kernel: Kernel,
     /// The receiving end of all endpoints this domain serves.
     pub server: Server,
+    /// The stubs of this domain's last life, where it keeps them; pid 0: not born yet.
+    pub stubs: Vec<Stub>,
     regions: HashMap<String, Region>,
     descriptors: RefCell<HashMap<String, OwnedFd>>,
     trace_sandbox: bool,
@@ -115,6 +117,7 @@ impl Boot {
         if info.descriptors.len() != descriptors.len() {
             return Err(BootError::Malformed("wrong number of descriptors"));
         }
+        fault::listen(&info.role);
         Boot::assemble(fd, info, descriptors)
     }
 
@@ -122,6 +125,7 @@ impl Boot {
         let mut channels = HashMap::new();
         let mut regions = HashMap::new();
         let mut host = HashMap::new();
+        let (mut stubs, mut caps_of_stubs) = (Vec::new(), HashMap::new());
         let mut badges = None;
         let mut served = Vec::new();
         for (what, fd) in info.descriptors.into_iter().zip(descriptors) {
@@ -141,6 +145,12 @@ impl Boot {
                 }
                 Descriptor::Host { name } => {
                     host.insert(name, fd);
+                }
+                Descriptor::Stub { id, slot, pid } => {
+                    let window = StubWindow::map(&fd)
+                        .map_err(|e| BootError::Map(format!("the window of stub {id}"), e))?;
+                    caps_of_stubs.insert(id, Some(slot));
+                    stubs.push(Stub { id, pid, window });
                 }
                 Descriptor::Metrics => metrics::install(
                     Region::map(fd, metrics::PAGE_LEN, true, false)
@@ -164,7 +174,7 @@ impl Boot {
                 })
                 .map_err(|e| BootError::Map(format!("channel of {}", channel.client), e))?;
         }
-        let kernel = Kernel::new(fd, info.caps, info.roles, channels, inbox);
+        let kernel = Kernel::new(fd, info.caps, info.roles, channels, caps_of_stubs, inbox);
         let listener = kernel.clone();
         std::thread::Builder::new()
             .name("kernel".into())
@@ -179,6 +189,7 @@ impl Boot {
             args: info.args,
             kernel,
             server,
+            stubs,
             regions,
             descriptors: RefCell::new(host),
             trace_sandbox: info.trace_sandbox,

@@ -224,6 +224,7 @@ impl Kernel {
         caps: Vec<(String, u64)>,
         roles: Vec<String>,
         channels: HashMap<String, Client>,
+        stubs: HashMap<u32, Option<u64>>,
         inbox: Arc<Inbox>,
     ) -> Kernel {
         Kernel(Arc::new(Inner {
@@ -233,7 +234,7 @@ impl Kernel {
             arrived: Condvar::new(),
             caps: caps.into_iter().collect(),
             roles,
-            stubs: Mutex::default(),
+            stubs: Mutex::new(stubs),
             inbox,
             channels: Mutex::new(channels),
             passing: Mutex::default(),

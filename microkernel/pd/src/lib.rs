@@ -15,6 +15,7 @@
 pub mod boot;
 pub mod channel;
 pub mod exec;
+pub mod fault;
 pub mod kernel;
 pub mod metrics;
 pub mod processor;

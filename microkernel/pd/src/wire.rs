@@ -204,6 +204,15 @@ pub enum Descriptor {
         /// Name.
         name: String,
     },
+    /// The window of a stub that has outlived the domain's last life.
+    Stub {
+        /// The kernel's number for it.
+        id: u32,
+        /// Address of its capability.
+        slot: u64,
+        /// Its Linux process id; 0: not known yet.
+        pid: u32,
+    },
     /// The metrics page.
     Metrics,
     /// The badge table of the domain's endpoints (read-only).

@@ -93,6 +93,7 @@ pub fn node() -> Arc<Node<Local>> {
 /// A personality over whatever stands in `cache`, and the threads beside its workers.
 pub fn start<C: Base>(cache: C) -> Arc<Node<Local<C>>> {
     let node = Node::new(Local::over(cache));
+    node.open();
     let deaths = node.clone();
     std::thread::spawn(move || watch::deaths(&deaths));
     let beside = node.clone();

@@ -42,11 +42,8 @@ pub fn main(boot: Boot) -> Result<(), BootError> {
     let servers = tell::Servers { process };
     let supervised = supervise::Supervisor::new(&boot, roles, cache.clone(), servers.clone());
     let cluster = cluster::Cluster::new(&boot, cache, servers);
-    let tasks: [Task<'_>; 3] = [
-        Box::pin(supervised.run(&deaths)),
-        Box::pin(supervised.mourn(&deaths)),
-        Box::pin(cluster.run()),
-    ];
+    let tasks: [Task<'_>; 3] =
+        [Box::pin(supervised.run(&deaths)), Box::pin(supervised.mourn()), Box::pin(cluster.run())];
     exec::run(tasks);
     Ok(())
 }

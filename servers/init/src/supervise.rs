@@ -14,7 +14,7 @@ use std::sync::atomic::{AtomicBool, AtomicU32, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::{SystemTime, UNIX_EPOCH};
 
-/// The domain whose death is the death of its programs.
+/// The domain whose end is the end of its programs.
 const PERSONALITY: &str = "posix";
 
 /// `CLOCK_REALTIME`, seconds.
@@ -83,10 +83,7 @@ pub(crate) struct Supervisor {
     cache: CacheClient,
     servers: Servers,
     policy: RefCell<Policy>,
-    /// Deaths that servers must be told of, and those that they were told of; a domain is in one of
-    /// them at most once.
-    mourned: RefCell<VecDeque<PdEvent>>,
-    buried: RefCell<VecDeque<PdEvent>>,
+    /// 1 once the personality was given up.
     mourning: AtomicU32,
 }
 
@@ -104,8 +101,6 @@ impl Supervisor {
             cache,
             servers,
             policy: RefCell::new(Policy::new(roles, exec::now_ns())),
-            mourned: RefCell::default(),
-            buried: RefCell::default(),
             mourning: AtomicU32::new(0),
         }
     }
@@ -115,17 +110,6 @@ impl Supervisor {
             let heard = deaths.inner.bell.load(Ordering::Acquire);
             while let Some(event) = deaths.take() {
                 tracing::warn!("{} (pid {}) died: {:?}", event.role, event.pid, event.status);
-                if event.role == PERSONALITY {
-                    self.mourned.borrow_mut().push_back(event);
-                    self.mourning.fetch_add(1, Ordering::Release);
-                    exec::wake_all(&self.mourning);
-                } else {
-                    self.restart(event).await;
-                }
-            }
-            loop {
-                let event = self.buried.borrow_mut().pop_front();
-                let Some(event) = event else { break };
                 self.restart(event).await;
             }
             if deaths.inner.closed.load(Ordering::Acquire) {
@@ -150,21 +134,13 @@ impl Supervisor {
         }
     }
 
-    /// The other task: before what others depend on is started again, servers are told what died
-    /// with it, so that nothing of the next one's is meant. A server that has to be restarted for
-    /// that itself is so meanwhile.
-    pub(crate) async fn mourn(&self, deaths: &Deaths) {
-        loop {
-            let heard = self.mourning.load(Ordering::Acquire);
-            let event = self.mourned.borrow_mut().pop_front();
-            let Some(event) = event else {
-                exec::changed(&self.mourning, heard).await;
-                continue;
-            };
-            self.servers.personality_lost(self.incarnation).await;
-            self.buried.borrow_mut().push_back(event);
-            deaths.inner.ring();
+    /// The other task: a personality that is not started again leaves programs which nobody will end. Its next
+    /// one tells that of those with which it cannot go on.
+    pub(crate) async fn mourn(&self) {
+        while self.mourning.load(Ordering::Acquire) == 0 {
+            exec::changed(&self.mourning, 0).await;
         }
+        while !self.servers.personality_lost(self.incarnation).await {}
     }
 
     async fn start(&self, role: &str) {
@@ -193,6 +169,10 @@ impl Supervisor {
             WINDOW_NS / 1_000_000_000
         );
         tracing::error!("{role} {text}");
+        if role == PERSONALITY {
+            self.mourning.store(1, Ordering::Release);
+            exec::wake_all(&self.mourning);
+        }
         if let Err(e) = self.write_down(role, text).await {
             tracing::error!("the verdict on {role} was not written down: {e}");
         }

@@ -61,13 +61,15 @@ impl Servers {
         }
     }
 
-    /// This node's personality died, and its programs with it.
-    pub(crate) async fn personality_lost(&self, incarnation: u64) {
+    /// This node's personality is not started again: its programs are lost. Whether the server has taken note.
+    pub(crate) async fn personality_lost(&self, incarnation: u64) -> bool {
         // The next one starts after this.
         let life = process::Life { incarnation, start: exec::now_ns() };
         let lost = process::Request::PersonalityLost { life };
-        if let Err(e) = insist::<_, process::Reply>(&self.process, &lost).await {
+        let told = insist::<_, process::Reply>(&self.process, &lost).await;
+        if let Err(e) = &told {
             tracing::error!("the programs of the dead personality may still be listed: {e}");
         }
+        told.is_ok()
     }
 }

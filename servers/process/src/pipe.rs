@@ -177,6 +177,30 @@ pub async fn arrived<C: Cache>(
     Ok(if here { None } else { Some((name::pipe(number), version)) })
 }
 
+/// Takes one end over from an earlier personality of this node: it counts as `life`'s from now on. EBADF: no such
+/// personality has one.
+pub async fn claim<C: Cache>(cache: &C, number: u64, end: End, life: Life) -> Result<(), Errno> {
+    let node = cache.node();
+    let mut attempts = Attempts::new();
+    loop {
+        let mut d = Draft::once(cache);
+        let mut p: Pipe = d.load(name::pipe(number)).await?.ok_or(errno::EBADF)?;
+        let list = ends(&mut p, end);
+        let earlier = |e: &&mut Ends| {
+            e.node == node && e.life.incarnation == life.incarnation && e.life.start < life.start
+        };
+        // Moved, not added: what is left of that life is lost, and its readers are told so.
+        list.iter_mut().find(earlier).ok_or(errno::EBADF)?.count -= 1;
+        list.retain(|e| e.count > 0);
+        add(list, node, life)?;
+        d.store(name::pipe(number), &p)?;
+        if d.commit().await? {
+            return Ok(());
+        }
+        attempts.again().await?;
+    }
+}
+
 /// Closes one of this node's ends. The last end of all takes the pipe and its bytes along.
 pub async fn close<C: Cache>(cache: &C, number: u64, end: End, life: Life) -> Result<(), Errno> {
     let of = (cache.node(), life);

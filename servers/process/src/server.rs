@@ -130,6 +130,9 @@ impl<C: Cache> Server<C> {
             Request::NodeLost { node, incarnation } => {
                 self.node_lost(node, incarnation).await.map(done)
             }
+            Request::Claim { pid, personality } => {
+                self.change(record, pid, |p| p.personality = personality).await.map(done)
+            }
             Request::PersonalityLost { life } => self.personality_lost(life).await.map(done),
         }
     }

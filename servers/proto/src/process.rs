@@ -487,6 +487,9 @@ pub enum Request {
     /// status 137 and the verdict "lost with node K", their pipe ends close. Acts on what has its
     /// primary here before it replies; every other server follows.
     NodeLost { node: u8, incarnation: u64 },
+    /// A process of the serving node goes on under the personality that started then ([`Life::start`]). ESRCH: it has
+    /// ended.
+    Claim { pid: Pid, personality: u64 },
     /// The serving node's personalities that started before this time are dead, and their programs with them. As
     /// [`Request::NodeLost`].
     PersonalityLost { life: Life },
@@ -514,6 +517,8 @@ impl Operation for Request {
             // Several transactions: but for a handler that may run twice.
             | Request::Kill { target: Target::Group(_) | Target::All, .. }
             | Request::Orphaned { .. }
+            // The number is the same.
+            | Request::Claim { .. }
             // Incarnations die once.
             | Request::NodeLost { .. }
             | Request::PersonalityLost { .. } => Repeat::Harmless,

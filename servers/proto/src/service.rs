@@ -5,8 +5,10 @@ use crate::errno::{self, Errno};
 use crate::once::{Asked, Client, Record};
 use clustix_pd::channel::{Call, Server, Task, serve};
 use clustix_pd::exec;
+use clustix_pd::fault::{self, Operation};
 use serde::Serialize;
 use serde::de::DeserializeOwned;
+use std::fmt::Debug;
 
 /// Calls that a server works on at once.
 pub const TASKS: usize = 16;
@@ -53,7 +55,7 @@ pub fn run_once<Q, R, H>(
     handler: H,
     others: Vec<Task<'_>>,
 ) where
-    Q: DeserializeOwned,
+    Q: DeserializeOwned + Debug,
     R: Serialize,
     H: AsyncFn(&Call, Option<&Record>, Q) -> Answer<R>,
 {
@@ -66,7 +68,8 @@ pub fn run_once<Q, R, H>(
                 Some(Record::new(set, client, once))
             }
         };
-        handler(call, record.as_ref(), asked.request).await
+        let operation = Operation::of(&asked.request);
+        fault::during(operation, handler(call, record.as_ref(), asked.request)).await
     };
     run(server, handler, others);
 }

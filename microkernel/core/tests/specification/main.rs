@@ -79,6 +79,7 @@ enum Op {
     Start(usize),
     Die { pd: usize, stale: bool, status: i32 },
     StubDied(usize, i32),
+    StubsForgotten(usize),
     StubFailed(usize),
     RegionFailed(usize),
     SealFailed(usize),
@@ -194,6 +195,8 @@ fn op() -> impl Strategy<Value = Op> {
         2 => (pd(), prop::bool::weighted(0.2), any::<i32>())
             .prop_map(|(pd, stale, status)| Op::Die { pd, stale, status }),
         2 => (any::<usize>(), any::<i32>()).prop_map(|(k, s)| Op::StubDied(k, s)),
+        // Mostly of the one that makes stubs.
+        2 => prop_oneof![3 => Just(2), 1 => pd()].prop_map(Op::StubsForgotten),
         1 => any::<usize>().prop_map(Op::StubFailed),
         1 => any::<usize>().prop_map(Op::RegionFailed),
         1 => any::<usize>().prop_map(Op::SealFailed),
@@ -230,7 +233,7 @@ struct Both<'a> {
 impl<'a> Both<'a> {
     /// Four PDs: a supervisor, a server, and two clients, one of whose CSpaces has room for a
     /// second level.
-    fn declare(kernel: &'a mut Kernel) -> Self {
+    fn declare(kernel: &'a mut Kernel, keeps_stubs: bool) -> Self {
         kernel.reset();
         let mut both = Both {
             kernel,
@@ -246,8 +249,11 @@ impl<'a> Both<'a> {
         for ((bits, size), budget) in guards.into_iter().zip([3, 6, 7, 5]) {
             let guard = GuardData { bits, size };
             let radix = 6;
-            let pd = both.kernel.declare_pd(PdDeclaration { radix, guard, budget }).unwrap();
+            // Both kinds of what a death leaves are met: one run's PDs keep their stubs, another's do not.
+            let declaration = PdDeclaration { radix, guard, budget, keeps_stubs };
+            let pd = both.kernel.declare_pd(declaration).unwrap();
             let n = both.model.declare_pd(u32::from(radix), guard, budget);
+            both.model.pds[n].keeps_stubs = keeps_stubs;
             assert_eq!(usize::from(pd.0), n);
             both.know(Object::Untyped(pd), Kind::Untyped(n));
             both.know(Object::CNode(pd.0), Kind::CNode(n));
@@ -445,6 +451,9 @@ impl<'a> Both<'a> {
                 let (stub, id) = *self.stubs.get(k.checked_rem(self.stubs.len())?)?;
                 (Event::StubDied { stub, status: *status }, Step::StubDied(id, *status))
             }
+            Op::StubsForgotten(n) => {
+                (Event::StubsForgotten { pd: PdId(*n as u16) }, Step::StubsForgotten(*n))
+            }
             Op::StubFailed(k) => {
                 let (stub, id) = *self.stubs.get(k.checked_rem(self.stubs.len())?)?;
                 (Event::StubFailed { stub }, Step::StubFailed(id))
@@ -609,6 +618,14 @@ impl<'a> Both<'a> {
 
     fn count(&mut self, step: &Step, actions: &[Action], descendants: usize) {
         let mut seen = |what: String| *self.seen.entry(what).or_default() += 1;
+        match step {
+            Step::PdDied(n, ..) if self.model.pds[*n].state == clustix_kernel_core::State::Dead => {
+                let kept = self.model.used(*n);
+                (0..kept).for_each(|_| seen("stub kept".to_owned()));
+            }
+            Step::StubsForgotten(_) if !actions.is_empty() => seen("stubs forgotten".to_owned()),
+            _ => {}
+        }
         for action in actions {
             let name = format!("{action:?}");
             seen(name.split([' ', '{']).next().unwrap().to_owned());
@@ -779,10 +796,11 @@ proptest! {
 
     #[test]
     fn kernel_does_what_the_specification_says(
+        keeps_stubs in any::<bool>(),
         ops in prop::collection::vec(op(), 1..300),
     ) {
         let mut kernel = KERNEL.lock().unwrap_or_else(|poisoned| poisoned.into_inner());
-        let mut both = Both::declare(&mut kernel);
+        let mut both = Both::declare(&mut kernel, keeps_stubs);
         for n in 0..PDS {
             both.run(&Op::Start(n));
         }
@@ -801,9 +819,9 @@ fn the_sequences_reach_everything() {
     let sequences = prop::collection::vec(op(), 300);
     let mut seen: BTreeMap<String, usize> = BTreeMap::new();
     let mut kernel = KERNEL.lock().unwrap_or_else(|poisoned| poisoned.into_inner());
-    for _ in 0..100 {
+    for turn in 0..100 {
         let ops = sequences.new_tree(&mut runner).unwrap().current();
-        let mut both = Both::declare(&mut kernel);
+        let mut both = Both::declare(&mut kernel, turn % 2 == 0);
         for op in (0..PDS).map(Op::Start).collect::<Vec<_>>().iter().chain(&ops) {
             both.run(op);
         }
@@ -862,6 +880,8 @@ fn the_sequences_reach_everything() {
         "StubDeath told",
         "answered later",
         "revoked more than one",
+        "stub kept",
+        "stubs forgotten",
     ]
     .map(str::to_owned);
     let missing: Vec<_> = done

@@ -72,6 +72,7 @@ pub struct Pd {
     pub radix: u32,
     pub guard: GuardData,
     pub budget: u32,
+    pub keeps_stubs: bool,
     pub state: State,
     pub incarnation: u32,
     pub status: i32,
@@ -164,6 +165,7 @@ impl Model {
             radix,
             guard,
             budget,
+            keeps_stubs: false,
             state: State::Ready,
             incarnation: 0,
             status: 0,
@@ -1060,9 +1062,19 @@ impl Model {
         p.state = State::Dead;
         p.status = status;
         self.waiting.retain(|w| w.to.is_none_or(|(pd, _)| pd != n));
-        self.revoke((KERNEL, u64::from(self.find(&Kind::Untyped(n)))));
-        for index in 0..1 << self.pds[n].radix {
-            self.delete((n, index));
+        let lives = Kind::Stub { owner: n, dead: None };
+        let keeps = self.pds[n].keeps_stubs;
+        let kept: BTreeSet<Place> = self
+            .caps
+            .iter()
+            .filter(|(at, c)| keeps && at.0 == n && self.objects[&c.object].kind == lives)
+            .filter(|(at, _)| at.1 >= 16 && self.pds[n].grants.iter().all(|g| g.slot != at.1))
+            .map(|(at, _)| *at)
+            .collect();
+        let made = self.descendants((KERNEL, u64::from(self.find(&Kind::Untyped(n)))));
+        let held = (0..1 << self.pds[n].radix).map(|index| (n, index));
+        for at in made.into_iter().chain(held).filter(|at| !kept.contains(at)) {
+            self.delete(at);
         }
         let queued: Vec<_> = self
             .waiting
@@ -1093,6 +1105,9 @@ impl Model {
             return;
         }
         *dead = Some(status);
+        if self.pds[*owner].state != State::Running {
+            return self.delete_all(stub);
+        }
         if let Some((endpoint, _)) = self.pds[*owner].stub_fault {
             let message = self.stub_death(stub);
             self.tell(endpoint, What::StubDeath { endpoint, stub }, message);
@@ -1131,6 +1146,14 @@ impl Model {
             Step::Cancel(n, request) => self.waiting.retain(|w| w.to != Some((*n, *request))),
             Step::PdDied(n, incarnation, status) => self.died(*n, *incarnation, *status),
             Step::StubDied(id, status) => self.stub_died(*id, *status),
+            Step::StubsForgotten(n) if self.pds[*n].state == State::Running => {}
+            Step::StubsForgotten(n) => {
+                let of = |o: &Object| matches!(o.kind, Kind::Stub { owner, .. } if owner == *n);
+                let all = self.objects.iter().filter(|(_, o)| of(o)).map(|(id, _)| *id);
+                for id in all.collect::<Vec<_>>() {
+                    self.delete_all(id);
+                }
+            }
             Step::StubFailed(id) | Step::RegionFailed(id) => self.delete_all(*id),
             Step::SealFailed(id) => {
                 if let Some(o) = self.objects.get_mut(id) {
@@ -1171,6 +1194,7 @@ pub enum Step {
     Cancel(usize, u64),
     PdDied(usize, u32, i32),
     StubDied(Id, i32),
+    StubsForgotten(usize),
     StubFailed(Id),
     RegionFailed(Id),
     SealFailed(Id),

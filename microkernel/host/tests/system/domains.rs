@@ -10,8 +10,10 @@ use clustix_pd::exec::{self, block_on};
 use clustix_pd::wire::Exit;
 use clustix_pd::{Boot, BootError, CallError, Client, KernelError, StubEvent, metrics, serve};
 
+use crate::nuisance;
+
 /// Labels of the `echo` server.
-const ECHO: u32 = 0;
+pub(crate) const ECHO: u32 = 0;
 const DIE: u32 = 1;
 const BADGE: u32 = 2;
 const SCRIBBLE: u32 = 3;
@@ -27,6 +29,7 @@ pub(crate) fn run(role: &str) -> ExitCode {
         "tester" => tester(&boot),
         "echo" => echo(&boot),
         "naughty" => naughty(&boot),
+        "nuisance" => nuisance::run(&boot),
         _ => return ExitCode::FAILURE,
     }
     ExitCode::SUCCESS
@@ -191,6 +194,7 @@ fn tester(boot: &Boot) {
         "stubs" => stubs(boot),
         "restart" => restart(boot, &echo),
         "costs" => costs(&echo),
+        "nuisance" => nuisance::beside_each(boot, &echo),
         "lost" => {
             let _ = call(&echo, DIE, &[]);
             std::thread::park();
@@ -200,7 +204,11 @@ fn tester(boot: &Boot) {
     }
 }
 
-fn call(client: &Client, label: u32, request: &[u8]) -> Result<(u32, Vec<u8>), CallError> {
+pub(crate) fn call(
+    client: &Client,
+    label: u32,
+    request: &[u8],
+) -> Result<(u32, Vec<u8>), CallError> {
     let mut reply = Vec::new();
     let label = block_on(client.call(label, request, &mut reply))?;
     Ok((label, reply))

@@ -10,6 +10,7 @@ use std::process::{Child, Command, ExitCode, Stdio};
 use std::time::{Duration, Instant};
 
 mod domains;
+mod nuisance;
 mod scenarios;
 mod stub_image;
 
@@ -37,6 +38,7 @@ const TESTS: &[Test] = &[
     ("stubs_start_fork_map_and_die", || passes("stubs")),
     ("the_kernel_restarts_and_regions_stay", || passes("restart")),
     ("costs", || passes("costs")),
+    ("a_nuisance_keeps_nobody_elses_calls", || passes("nuisance")),
     ("a_lost_domain_ends_the_node", a_lost_domain_ends_the_node),
     ("sigterm_ends_the_tree", || tree_ends(libc::SIGTERM, Some(0))),
     ("sigkill_of_the_kernel_ends_the_tree", || tree_ends(libc::SIGKILL, None)),

@@ -21,6 +21,7 @@ fn pd(role: &str) -> PdDescription {
         keeps_descriptors: false,
         descriptors: Vec::new(),
         deadline_ms: 0,
+        keeps_stubs: false,
         realtime: false,
     }
 }
@@ -48,9 +49,12 @@ fn system() -> SystemDescription {
     naughty.supervisor = Some("tester".into());
     naughty.start = Start::Supervisor;
     naughty.regions = vec![RegionGrant { name: "shared".into(), access: Access::Read }];
+    let mut nuisance = pd("nuisance");
+    nuisance.supervisor = Some("tester".into());
+    nuisance.start = Start::Supervisor;
     SystemDescription {
         regions: vec![RegionDescription { name: "shared".into(), size: 1 << 30 }],
-        pds: vec![tester, echo, naughty],
+        pds: vec![tester, echo, naughty, nuisance],
         channels: vec![
             channel("tester", "echo", 0xbad9e),
             ChannelDescription {
@@ -59,6 +63,8 @@ fn system() -> SystemDescription {
             },
             channel("tester", "naughty", 2),
             channel("naughty", "echo", 3),
+            channel("tester", "nuisance", 4),
+            channel("nuisance", "echo", 5),
         ],
     }
 }

@@ -53,6 +53,9 @@ impl Lanes {
 /// How long a server that went away is waited for, ns, from the first error on: longer than a hung one has
 /// until it is killed, and init until it has restarted it a few times.
 const PATIENCE_NS: u64 = 15_000_000_000;
+/// How long one call may go without an answer, ns. A server that hangs is killed long before: what waits longer
+/// waits for one that is not started any more.
+const UNANSWERED_NS: u64 = 60_000_000_000;
 /// Between two tries, ns.
 const PAUSE_NS: u64 = 5_000_000;
 /// Deaths of a server under one request, after which it is the request that is given up: else it would take the
@@ -84,7 +87,12 @@ async fn repeat<Q: Serialize, R: DeserializeOwned>(
     let mut until = None;
     let mut deaths = 0;
     loop {
-        let busy = match rpc::<_, Answer<R>>(server, asked).await {
+        let bound = exec::sleep_until(exec::now_ns() + UNANSWERED_NS);
+        let called = match exec::select(rpc::<_, Answer<R>>(server, asked), bound).await {
+            exec::Either::Left(called) => called,
+            exec::Either::Right(()) => return None,
+        };
+        let busy = match called {
             Ok(Err(EUNSETTLED)) => false,
             Err(CallError::Gone | CallError::Malformed) => {
                 deaths += 1;
