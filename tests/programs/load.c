@@ -34,6 +34,12 @@ static void wrong(const char *what, const char *on, unsigned long long n)
     exit(1);
 }
 
+/* What is fast leaves something of the machine to what forks: else a pipeline takes seconds. */
+static void breathe(void)
+{
+    poll(NULL, 0, 1);
+}
+
 static void say(char op, unsigned long long n)
 {
     char line[32];
@@ -70,6 +76,7 @@ static void append(const char *file, const char *id, unsigned long long n)
         if (wrote != RECORD)
             wrong("a short append", file, wrote);
         say('a', n);
+        breathe();
     }
 }
 
@@ -98,6 +105,7 @@ static void churn(const char *dir, const char *id, unsigned long long n)
         if (unlink(moved) != 0)
             fail("unlink", moved);
         say('u', n);
+        breathe();
         if (n >= from + 3) {
             snprintf(old, sizeof old, "%s/%s.%llu.l", dir, id, n - 3);
             if (unlink(old) != 0)
@@ -243,6 +251,7 @@ static void journal(const char *dir, const char *id, int once)
         if (unlink(log) != 0)
             fail("commit", log);
         say('j', n);
+        breathe();
     }
 }
 
@@ -271,8 +280,10 @@ static void records(const char *file)
         if (number <= last[(int)id[0]])
             wrong("a record comes again, or late", file, number);
         last[(int)id[0]] = number;
-        if (all % 256 == 0)
+        if (all % 256 == 0) {
             say('s', all);
+            breathe();
+        }
     }
 }
 

@@ -24,9 +24,17 @@ impl Cluster {
     /// # Errors
     /// No folder or no program can be made.
     pub fn new() -> Result<Cluster> {
+        Cluster::of(clustix()?)
+    }
+
+    /// As [`Cluster::new`], of another build of the program.
+    ///
+    /// # Errors
+    /// No folder can be made.
+    pub fn of(program: PathBuf) -> Result<Cluster> {
         // Short: Unix sockets' paths are.
         let state = tempfile::Builder::new().prefix("clx").tempdir_in("/tmp")?;
-        Ok(Cluster { state, program: clustix()? })
+        Ok(Cluster { state, program })
     }
 
     /// A cluster of `nodes` nodes that serves, with busybox and its names in /bin.

@@ -82,12 +82,18 @@ fn lock<T>(m: &Mutex<T>) -> MutexGuard<'_, T> {
     m.lock().unwrap_or_else(PoisonError::into_inner)
 }
 
+/// Status of a shell that has lost a part of its pipeline.
+const PART_LOST: i32 = 99;
+
 /// Whether an end says that a node was not there, or went: the next life is elsewhere.
 fn is_loss(status: i32, errors: &str) -> bool {
     let lost = ["lost with node", "lost with the personality"];
     let absent =
         ["is down", "could not reach node", "could not ask", "could not start", "has not answered"];
-    (status == 137 && lost.iter().any(|l| errors.contains(l)))
+    // A shell may outlive its personality, and a part of its pipeline not: what that wrote is cut short (EIO).
+    let part = ["ended with 137", "Input/output error"];
+    (status == PART_LOST && part.iter().any(|p| errors.contains(p)))
+        || (status == 137 && lost.iter().any(|l| errors.contains(l)))
         || (status == 1 && absent.iter().any(|a| errors.contains(a)))
 }
 
@@ -104,7 +110,7 @@ impl Worker {
                 let script = format!(
                     "set -o pipefail; n={from}; while :; do f=/load/sorted/{id}.$n; \
                      seq $n $((n + {SORTED} - 1)) | sort -r > $f.new && \
-                     mv $f.new $f && echo p $n || exit 1; n=$((n+1)); done"
+                     mv $f.new $f && echo p $n || {{ echo ended with $? >&2; exit {PART_LOST}; }}; n=$((n+1)); done"
                 );
                 return self.cluster.sh_command(Some(node), &script);
             }

@@ -70,6 +70,17 @@ pub fn clustix_verbs() -> Result<PathBuf> {
     built.clone().map_err(|e| anyhow::anyhow!(e))
 }
 
+/// The `clustix` program with fault points: `$CLUSTIX_FAULTS_PROGRAM`, else the release build.
+///
+/// # Errors
+/// It cannot be built.
+pub fn clustix_faults() -> Result<PathBuf> {
+    static BUILT: OnceLock<Result<PathBuf, String>> = OnceLock::new();
+    let features = ["--package", "clustix", "--features", "faults"];
+    let built = BUILT.get_or_init(|| built("CLUSTIX_FAULTS_PROGRAM", "clustix-faults", &features));
+    built.clone().map_err(|e| anyhow::anyhow!(e))
+}
+
 /// The `soft-roce-setup` program under test: `$CLUSTIX_VM_PROGRAM`, else the release build.
 ///
 /// # Errors

@@ -6,6 +6,7 @@ use clustix_tests::gap::{self, Gap};
 use clustix_tests::load::Load;
 use clustix_tests::random::Random;
 use clustix_tests::{Cluster, Program, domains, leftover};
+use rustix::process::Signal;
 use std::collections::BTreeMap;
 use std::io::Read;
 use std::process::Stdio;
@@ -14,8 +15,8 @@ use std::time::{Duration, Instant};
 
 const NODES: u8 = 3;
 const BOUND: Duration = Duration::from_secs(60);
-/// Rounds in which a killed server's clients are measured: their calls are load too.
-const MEASURED: usize = 3;
+const ROLES: [&str; 8] =
+    ["vfs", "process", "memory", "console", "control", "posix", "member", "init"];
 
 fn rounds(all: usize) -> usize {
     if std::env::var_os("CLUSTIX_TEST_ALL").is_some() { all } else { all / 10 }
@@ -96,89 +97,123 @@ fn nodes_die_under_load() -> Result<()> {
     leftover::none(cluster.state())
 }
 
+/// Domains of several nodes, each to be ended at the same moment.
+type Group = Vec<(u8, &'static str)>;
+
+/// Each role as often as there are rounds, in groups of one per node, in which no role is twice; which roles are
+/// on which nodes changes.
+fn groups(rounds: usize) -> Vec<Group> {
+    let all: Vec<&'static str> = (0..rounds).flat_map(|_| ROLES).collect();
+    let node = |of: usize, i: usize| ((of + i) % usize::from(NODES)) as u8;
+    let group = |(of, roles): (usize, &[&'static str])| {
+        roles.iter().enumerate().map(|(i, role)| (node(of, i), *role)).collect()
+    };
+    all.chunks(NODES.into()).enumerate().map(group).collect()
+}
+
+#[test]
+fn groups_hold_every_role_once() {
+    let all = groups(5);
+    for role in ROLES {
+        assert_eq!(all.iter().flatten().filter(|(_, r)| *r == role).count(), 5);
+    }
+    for group in all {
+        for (n, (node, role)) in group.iter().enumerate() {
+            assert!(group[..n].iter().all(|(other, r)| other != node && r != role), "{group:?}");
+        }
+    }
+}
+
+/// What came of ending domains.
+#[derive(Default)]
+struct Ended {
+    /// From the signal until another was there.
+    back: Vec<Duration>,
+    /// From the signal until every worker had been served.
+    served: Vec<Duration>,
+    evicted: u64,
+}
+
+impl Ended {
+    /// Ends a group's domains, and waits for others in their places and for the load's workers. A node that was
+    /// suspected, though it lived, brings nothing back.
+    fn group(
+        &mut self,
+        cluster: &Cluster,
+        load: &Load,
+        group: &[(u8, &str)],
+        signal: Signal,
+    ) -> Result<()> {
+        cluster.whole(&mut self.evicted)?;
+        let mark = load.mark(0);
+        for ((node, role), back) in group.iter().zip(domains::end(cluster, group, signal)) {
+            match back {
+                Ok(took) => self.back.push(took),
+                Err(e) if is_down(cluster, *node)? => {
+                    println!("deaths: {role} of node {node}: the node is down: {e:#}");
+                }
+                Err(e) => return Err(e),
+            }
+        }
+        self.served.push(load.served(&mark, BOUND)?);
+        Ok(())
+    }
+}
+
 #[test]
 fn domains_die_under_load() -> Result<()> {
-    const ROLES: [&str; 8] =
-        ["vfs", "process", "memory", "console", "control", "posix", "member", "init"];
     let mut random = Random::seeded("deaths-domains");
     let rounds = rounds(100);
     let cluster = Arc::new(Cluster::up(NODES)?);
     let load = Load::start(&cluster, NODES, &mut random)?;
-    let (mut back, mut served) = (Vec::new(), Vec::new());
-    let (mut hung, mut served_then) = (Vec::new(), Vec::new());
+    let (mut killed, mut hung) = (Ended::default(), Ended::default());
     let (mut gaps, mut starts) = (BTreeMap::<&str, Vec<Duration>>::new(), Vec::new());
-    let (mut evicted, mut kills) = (0, 0);
     gap::import(&cluster)?;
     let mut killing = || -> Result<()> {
         load.more(BOUND)?;
-        for round in 0..rounds {
-            // In turn: init gives a domain up that dies more than ten times in a minute.
-            let node = (round % usize::from(NODES)) as u8;
-            for role in ROLES {
-                let measured = gap::SERVERS.contains(&role) && round < MEASURED;
-                let client = measured.then(|| {
-                    let mut client = Gap::start(&cluster, node, role)?;
-                    client.longest().map(|_| client)
-                });
-                let said = || format!("round {round}, {role} of node {node}");
-                cluster.whole(&mut evicted).with_context(said)?;
-                std::thread::sleep(Duration::from_millis(random.below(100)));
-                let mark = load.mark(node);
-                match domains::kill(&cluster, node, &[role]) {
-                    Ok(took) => back.push(took),
-                    // It was suspected, though it lived, since the round began.
-                    Err(e) if is_down(&cluster, node)? => {
-                        println!("deaths: {}: the node is down: {e:#}", said());
-                        continue;
-                    }
-                    Err(e) => return Err(e.context(said())),
-                }
-                kills += 1;
-                // All workers are waited for after every fourth: the others come while some still wait.
-                if kills % 4 == 0 {
-                    served.push(load.served(&mark, BOUND).with_context(said)?);
-                }
-                match client.map(|client| client.and_then(|mut client| client.longest())) {
-                    None => {}
-                    Some(Ok(longest)) => {
+        // By themselves: what their clients wait for is to be theirs alone.
+        for role in gap::SERVERS {
+            for node in 0..NODES {
+                let said = || format!("{role} of node {node}");
+                let mut client = Gap::start(&cluster, node, role).with_context(said)?;
+                client.longest().with_context(said)?;
+                killed.group(&cluster, &load, &[(node, role)], Signal::KILL).with_context(said)?;
+                match client.longest() {
+                    Ok(longest) => {
                         gaps.entry(role).or_default().push(longest);
                         let begin = Instant::now();
                         cluster.command(["--version"]).output()?;
                         starts.push(begin.elapsed());
                     }
                     // One that was lost with its node tells nothing.
-                    Some(Err(_)) if is_down(&cluster, node)? => {}
-                    Some(Err(e)) => return Err(e.context(said())),
-                }
-                // A fifth of them hang besides.
-                if round % 5 == 4 {
-                    let said = || format!("round {round}, {role} of node {node} hung");
-                    cluster.whole(&mut evicted).with_context(said)?;
-                    let mark = load.mark(node);
-                    match domains::hang(&cluster, node, role) {
-                        Ok(took) => hung.push(took),
-                        Err(e) if is_down(&cluster, node)? => {
-                            println!("deaths: {}: the node is down: {e:#}", said());
-                            continue;
-                        }
-                        Err(e) => return Err(e.context(said())),
-                    }
-                    served_then.push(load.served(&mark, BOUND).with_context(said)?);
+                    Err(_) if is_down(&cluster, node)? => {}
+                    Err(e) => return Err(e.context(said())),
                 }
             }
         }
+        for group in groups(rounds) {
+            std::thread::sleep(Duration::from_millis(random.below(100)));
+            let said = || format!("killed: {group:?}");
+            killed.group(&cluster, &load, &group, Signal::KILL).with_context(said)?;
+        }
+        for group in groups(rounds / 5) {
+            let said = || format!("made to hang: {group:?}");
+            hung.group(&cluster, &load, &group, Signal::STOP).with_context(said)?;
+        }
         Ok(())
     };
-    let killed = killing();
-    let ended = finish(&cluster, load, killed)?;
+    let ended = killing();
+    let ended = finish(&cluster, load, ended)?;
     println!(
-        "deaths: {kills} domains killed, {} hung: {ended}; {evicted} live nodes were suspected and started again",
-        hung.len()
+        "deaths: {} domains killed, {} hung: {ended}; {} live nodes were suspected and started again",
+        killed.back.len(),
+        hung.back.len(),
+        killed.evicted + hung.evicted
     );
-    println!("deaths: from a domain's kill until `pds` shows the next: {}", shown(&mut back));
-    println!("deaths: until every worker has been served: {}", shown(&mut served));
-    println!("deaths: from a domain's hanging until the next: {}", shown(&mut hung));
-    println!("deaths: until every worker has been served: {}", shown(&mut served_then));
+    for (what, Ended { back, served, .. }) in [("kill", &mut killed), ("hanging", &mut hung)] {
+        println!("deaths: from domains' {what} until `pds` shows the next: {}", shown(back));
+        println!("deaths: until every worker has been served: {}", shown(served));
+    }
     println!(
         "deaths: fork, exec and main of the same program, beside these: {}",
         shown(&mut starts)
@@ -188,7 +223,7 @@ fn domains_die_under_load() -> Result<()> {
         println!("deaths: the longest call to a {role} that was killed: {}", shown(gaps));
     }
     let all = rounds * ROLES.len();
-    ensure!(kills * 10 >= all * 8, "only {kills} kills of {all}");
+    ensure!(killed.back.len() * 10 >= all * 8, "only {} kills of {all}", killed.back.len());
     cluster.cli(["down"])?.ok()?;
     leftover::none(cluster.state())
 }

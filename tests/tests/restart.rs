@@ -1,13 +1,15 @@
 //! The servers of a node are killed, one after the other and all at once, under a program that asks all of
 //! them: none of its operations fails, is lost or is done twice. A node that stands still while it starts is started
-//! again.
+//! again. Programs outlive their personality.
 
 use anyhow::{Context, Result, bail, ensure};
 use clustix_tests::random::Random;
 use clustix_tests::{Cluster, Program, domains, leftover};
 use rustix::process::{Pid, Signal, kill_process};
 use std::fs;
+use std::io::{BufRead, BufReader, Write};
 use std::path::Path;
+use std::process::Stdio;
 use std::time::{Duration, Instant};
 
 const NODE: u8 = 1;
@@ -140,4 +142,60 @@ fn a_node_that_is_evicted_while_it_starts_is_started_again() -> Result<()> {
         }
     }
     bail!("in 20 rounds it served sooner than it could be stopped")
+}
+
+/// The personality is killed under programs that sleep, that compute, that wait for children, for a pipe, and for
+/// their standard input: all go on, and have what they had.
+#[test]
+fn programs_outlive_their_personality() -> Result<()> {
+    const ROUNDS: usize = 4;
+    let cluster = Cluster::up(2)?;
+    let begin = Instant::now();
+    let on_node = |script: &str| {
+        Program::start(cluster.sh_command(Some(NODE), &format!("cd /tmp; {script}")), b"")
+    };
+    cluster.sh(None, "mkdir -p /tmp")?.ok()?;
+    let programs = [
+        (on_node("sleep 15; echo woken in $(pwd)")?, 0, "woken in /tmp\n"),
+        (on_node("sleep 15 & sleep 16 & wait; echo waited; exit 3")?, 3, "waited\n"),
+        (on_node("(sleep 15; echo through) | (read line; echo $line; cat)")?, 0, "through\n"),
+        (on_node("i=0; while [ $i -lt 3000000 ]; do i=$((i+1)); done; echo $i")?, 0, "3000000\n"),
+    ];
+    let mut cat = cluster.command(["run", "-i", "--node", "1", "--", "cat"]);
+    let mut cat = cat.stdin(Stdio::piped()).stdout(Stdio::piped()).spawn()?;
+    let mut typed = cat.stdin.take().context("a pipe")?;
+    let mut shown = BufReader::new(cat.stdout.take().context("a pipe")?).lines();
+    let mut echo = |text: &str| -> Result<()> {
+        writeln!(typed, "{text}")?;
+        let line = shown.next().context("cat has ended")??;
+        ensure!(line == text, "{text:?} came back as {line:?}");
+        Ok(())
+    };
+    // They rest once all children are there and sleep.
+    let sleeping = || -> Result<usize> {
+        let ps = cluster.json(["ps"])?;
+        let is = |p: &&serde_json::Value| {
+            p["command"].as_str().is_some_and(|command| command.starts_with("sleep"))
+        };
+        Ok(ps.as_array().into_iter().flatten().filter(is).count())
+    };
+    while sleeping()? < 4 {
+        ensure!(begin.elapsed() < BOUND, "the programs do not begin");
+    }
+    for round in 0..ROUNDS {
+        echo(&format!("before {round}"))?;
+        domains::kill(&cluster, NODE, &["posix"])?;
+        echo(&format!("after {round}"))?;
+    }
+    for (program, status, wanted) in programs {
+        let out = program.end_within(BOUND)?;
+        ensure!(out.status == status && out.text() == wanted, "{wanted:?}: {out:?}");
+    }
+    drop(typed);
+    ensure!(cat.wait()?.success());
+    println!("restart: programs went on over {ROUNDS} deaths of their personality");
+    let fsck = cluster.cli(["fsck"])?;
+    ensure!(fsck.status == 0, "{}", fsck.text());
+    cluster.cli(["down", "--discard"])?.ok()?;
+    leftover::none(cluster.state())
 }

@@ -13,6 +13,7 @@ const PACKAGES: &[Package] = &[
     ("busybox-static", "/bin/busybox"),
     ("gcc", "/usr/bin/gcc"),
     ("libc6-dev", "/usr/lib/x86_64-linux-gnu/libc.a"),
+    ("procps", "/bin/kill"),
 ];
 
 /// What machines with soft-RoCE need besides. What runs *in* them is downloaded and unpacked, not installed.

@@ -15,6 +15,7 @@ const SYSTEM: &[&str] = &[
     "freeze",
     "failover",
     "restart",
+    "faults",
     "attend",
     "deaths",
     "chaos",
