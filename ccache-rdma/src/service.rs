@@ -360,7 +360,10 @@ impl Service {
     /// Serves until this node is evicted (the answer says so) or `stop` says true.
     pub fn run(&mut self, stop: impl Fn() -> bool) -> String {
         self.parts.server.follow_callers();
-        timers::tell_of(self.urgency.begin());
+        if !self.parts.config.first_incarnation {
+            // It joins others, at work perhaps.
+            timers::tell_of(self.urgency.begin());
+        }
         loop {
             metrics::beat();
             let bell = self.parts.network.bell().map_or(0, |b| b.load(Ordering::SeqCst));
