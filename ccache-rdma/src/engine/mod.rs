@@ -344,8 +344,9 @@ impl Engine {
             ready: VecDeque::new(),
             timers: BinaryHeap::new(),
             outstanding: 0,
-            objects: Map::with_capacity_and_hasher(config.known + 1, Default::default()),
-            shares: Map::with_capacity_and_hasher(config.known + 1, Default::default()),
+            // No larger than need be: what is dense is found sooner.
+            objects: Map::default(),
+            shares: Map::default(),
             crowded: [config.known; 2],
             config,
             primary: Primary::default(),
