@@ -37,16 +37,16 @@ pub mod at {
     pub const PID: usize = 0x18;
     /// u32: number of steps in the program.
     pub const STEPS: usize = 0x1c;
-    /// u32, u32, u32, u64, u64: the personality's notes for its next life, see its `standing`: the request that is
-    /// looked at, what becomes of it, the one whose answer lets the app go on, the call's number and its deadline.
+    // The personality's notes for its next life, see its `standing`.
+    /// u32: number of the request that is looked at.
     pub const TAKEN: usize = 0x20;
-    #[allow(missing_docs)]
+    /// u32: what becomes of that request if the personality dies.
     pub const WAY: usize = 0x24;
-    #[allow(missing_docs)]
+    /// u32: number of the request whose answer lets the app go on.
     pub const RETURNED: usize = 0x28;
-    #[allow(missing_docs)]
+    /// u64: number of the call under way.
     pub const CALLED: usize = 0x30;
-    #[allow(missing_docs)]
+    /// u64: its deadline, CLOCK_MONOTONIC, ns; 0: none.
     pub const UNTIL: usize = 0x38;
     /// [`super::Request`].
     pub const REQUEST: usize = 0x40;

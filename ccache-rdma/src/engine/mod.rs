@@ -294,7 +294,8 @@ pub struct Engine {
     objects: Names<Object>,
     shares: Map<SlotKey, SlotShare>,
     /// At how many of each it is looked for what may be forgotten.
-    crowded: [usize; 2],
+    objects_crowded: usize,
+    shares_crowded: usize,
     primary: Primary,
     /// Allocations of this node's own operations, until they are back in the table.
     local_allocations: Vec<(Name, u32, Asker)>,
@@ -347,7 +348,8 @@ impl Engine {
             // No larger than need be: what is dense is found sooner.
             objects: Map::default(),
             shares: Map::default(),
-            crowded: [config.known; 2],
+            objects_crowded: config.known,
+            shares_crowded: config.known,
             config,
             primary: Primary::default(),
             local_allocations: Vec::new(),

@@ -456,9 +456,9 @@ impl Engine {
 
     /// Queues `op` for an object; whether it may go on at once.
     pub(crate) fn lock(&mut self, name: Name, op: &Op) -> Result<bool, CacheError> {
-        if self.objects.len() > self.crowded[0] {
+        if self.objects.len() > self.objects_crowded {
             self.objects.retain(|_, o| !o.is_idle());
-            self.crowded[0] = self.config.known.max(2 * self.objects.len());
+            self.objects_crowded = self.config.known.max(2 * self.objects.len());
         }
         let object = self.objects.entry(name).or_default();
         if object.queue.len() >= MAX_QUEUE {

@@ -83,10 +83,10 @@ impl Engine {
 
     fn share(&mut self, key: SlotKey) -> &mut SlotShare {
         let unknown = self.unknown();
-        if self.shares.len() > self.crowded[1] {
+        if self.shares.len() > self.shares_crowded {
             // Rule 6; and only what an unknown one would count as.
             self.shares.retain(|_, s| s.posted > 0 || s.ub > 1.min(unknown));
-            self.crowded[1] = self.config.known.max(2 * self.shares.len());
+            self.shares_crowded = self.config.known.max(2 * self.shares.len());
         }
         self.shares.entry(key).or_insert(SlotShare::new(unknown))
     }
